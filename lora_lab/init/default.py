@@ -1,0 +1,24 @@
+"""Microsoft's default start: A random, B zero, so that s·BA = 0 and the adapted model answers like its base.
+
+A (rank, in) ~ U(-1/sqrt(in), 1/sqrt(in)), variance 1/(3·in);  B (out, rank) = 0.  The base weight is left as it is.
+Source: Hu et al. 2021 (arXiv:2106.09685), section 4.1, as loralib and PEFT implement it. The paper's text says
+"Gaussian"; both implementations draw from the uniform distribution above.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def default_factors(weight: Tensor, rank: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return A (rank, in) and B (out, rank) for a `weight` of shape (out, in), in fp32 on the CPU.
+
+    Only the shape of `weight` is read; `scale` is unused. Under the same global seed the result is bit-equal to PEFT's.
+    """
+    out_features, in_features = weight.shape
+    A, B = torch.empty(rank, in_features), torch.empty(out_features, rank)
+    # sqrt(5) reproduces nn.Linear's own default. PEFT builds two nn.Linear, then draws A anew: the same three draws.
+    for factor in (A, B, A):
+        nn.init.kaiming_uniform_(factor, a=math.sqrt(5))
+    return A, B.zero_()

@@ -1,0 +1,108 @@
+"""W' = W + s·BA: fold the update into the weight, and take it out again.
+
+The sum is formed in fp32 (fp64 for an fp64 base) and rounded once to the dtype of W. Rounding is why unmerging is
+close, not exact: (W + ΔW) - ΔW differs from W by up to one unit in the last place. `keep_base=True` keeps W itself.
+Source: Hu et al. 2021 (arXiv:2106.09685), section 4.1, "No Additional Inference Latency".
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from lora_lab.inject import lora_layers, unwrap
+from lora_lab.layer import LoRALinear, is_conv1d, oriented_weight
+
+
+@torch.no_grad()
+def merged_weight(layer: LoRALinear) -> Tensor:
+    """W + s·BA as a new tensor in the layout, dtype and device of `layer.base.weight`. Nothing is changed.
+
+    Raises ValueError if the layer is merged already: its weight holds the update.
+    """
+    if layer.merged:
+        raise ValueError("the layer is merged: its base weight already holds s·BA")
+    return _shifted(layer, +1)
+
+
+@torch.no_grad()
+def merge_(model: nn.Module, keep_base: bool = False) -> nn.Module:
+    """Fold every adapter of `model` into its base weight, in place. Merging the merged changes nothing.
+
+    The adapters stay beside their merged weights, unused, until `unmerge_`. With `keep_base` a copy of each base
+    weight is held as well, and `unmerge_` gives it back bit for bit.
+
+    Raises ValueError with the model untouched: no LoRA layer, a NaN or infinity in A, B or W, a sum that the dtype
+    of W cannot hold, or a base weight that another module shares (merging would change that module too).
+    """
+    layers = {name: layer for name, layer in _layers(model).items() if not layer.merged}
+    _refuse_shared(model, layers)
+    for name, layer in layers.items():
+        _refuse_overflow(name, layer)
+    for layer in layers.values():
+        layer.kept_weight = layer.base.weight.detach().clone() if keep_base else None
+        layer.base.weight.copy_(_shifted(layer, +1))
+        layer.merged = True
+    return model
+
+
+@torch.no_grad()
+def unmerge_(model: nn.Module) -> nn.Module:
+    """Take every merged adapter out of its base weight again, in place. Unmerging the unmerged changes nothing.
+
+    Exact after `merge_(model, keep_base=True)`, otherwise to the rounding of the base's dtype.
+    Raises ValueError if the model has no LoRA layer.
+    """
+    for layer in _layers(model).values():
+        if layer.merged:
+            layer.base.weight.copy_(_shifted(layer, -1) if layer.kept_weight is None else layer.kept_weight)
+            layer.kept_weight = None
+            layer.merged = False
+    return model
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """A plain copy of `model` with every adapter folded in: no LoRA layer left, every parameter frozen.
+
+    `model` itself, merged or not, is left as it is. The copy has the dtypes and devices of `model`.
+    Raises ValueError as `merge_` does.
+    """
+    _layers(model)
+    return unwrap(merge_(copy.deepcopy(model))).requires_grad_(False)
+
+
+def _layers(model: nn.Module) -> dict[str, LoRALinear]:
+    layers = lora_layers(model)
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no LoRA layer: inject or load an adapter first")
+    return layers
+
+
+def _shifted(layer: LoRALinear, sign: int) -> Tensor:
+    """W + sign·s·BA, summed wide and rounded once."""
+    weight, delta = layer.base.weight, layer.delta_weight()
+    wide = torch.promote_types(weight.dtype, delta.dtype)
+    return (weight.to(wide) + sign * (delta.T if is_conv1d(layer.base) else delta)).to(weight.dtype)
+
+
+def _refuse_shared(model: nn.Module, layers: dict[str, LoRALinear]) -> None:
+    names = {id(layer.base.weight): name for name, layer in layers.items()}
+    bases = {id(layer.base) for layer in layers.values()}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if id(parameter) in names and id(module) not in bases:
+                raise ValueError(
+                    f"{names[id(parameter)]} shares its weight with {name}: merging would change both. Untie them first"
+                )
+
+
+def _refuse_overflow(name: str, layer: LoRALinear) -> None:
+    # Cauchy-Schwarz: |s·BA|_ij <= s·|B_i|·|A_j|. A bound costs less than the product, and NaN fails every comparison.
+    update = layer.scale * layer.B.norm(dim=1).max() * layer.A.norm(dim=0).max()
+    weight = oriented_weight(layer.base)
+    largest = weight.abs().max().to(update.dtype)
+    limit = torch.finfo(weight.dtype).max
+    if not largest + update < limit:
+        raise ValueError(
+            f"{name}: max|W| = {largest:.3g} and |s·BA| <= {update:.3g} do not fit {weight.dtype} (limit {limit:.3g})"
+        )

@@ -1,0 +1,213 @@
+"""One small training loop: AdamW, linear warm-up and cosine decay, gradient clipping, fixed seeds, stop and resume.
+
+Step t sees the batch `batch_at(examples, batch_size, seed, t)` and the dropout of seed (seed, t): both depend on t
+alone. A run that is stopped and resumed therefore gives the same numbers as one that never stopped.
+"""
+
+import dataclasses
+import hashlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+IGNORE = -100  # label of tokens that the loss leaves out, by torch's convention
+
+
+@dataclasses.dataclass
+class History:
+    """One entry per finished step: loss (nats per token), gradient norm before clipping, learning rate."""
+
+    loss: list[float] = dataclasses.field(default_factory=list)
+    grad_norm: list[float] = dataclasses.field(default_factory=list)
+    lr: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def steps(self) -> list[int]:
+        """1, 2, ..., number of finished steps."""
+        return list(range(1, len(self.loss) + 1))
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
+    """Rate at `step` (0-based): linear from 0 over the first `warmup` share of `steps`, then half a cosine to 0."""
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return peak * (step + 1) / rising
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def batch_at(examples: Sequence, batch_size: int, seed: int, step: int) -> list:
+    """The batch of step `step`: the epoch's own shuffle, cut into batches of `batch_size` (the last may be smaller)."""
+    per_epoch = math.ceil(len(examples) / batch_size)
+    epoch, position = divmod(step, per_epoch)
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    return [examples[i] for i in order[position * batch_size : (position + 1) * batch_size].tolist()]
+
+
+def collate(batch: Sequence[dict], pad_id: int = 0, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Pad on the right to the longest: input_ids, attention_mask, labels, each (batch, length), int64."""
+    length = max(len(example["input_ids"]) for example in batch)
+
+    def padded(key: str, fill: int) -> Tensor:
+        return torch.tensor([list(e[key]) + [fill] * (length - len(e[key])) for e in batch], device=device)
+
+    mask = [[1] * len(e["input_ids"]) + [0] * (length - len(e["input_ids"])) for e in batch]
+    return {
+        "input_ids": padded("input_ids", pad_id),
+        "attention_mask": torch.tensor(mask, device=device),
+        "labels": padded("labels", IGNORE),
+    }
+
+
+def train(
+    model: nn.Module,
+    examples: Sequence[dict],
+    *,
+    steps: int,
+    lr: float,
+    batch_size: int = 16,
+    warmup: float = 0.05,
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+    seed: int = 0,
+    pad_id: int = 0,
+    progress: bool = True,
+    checkpoint: str | os.PathLike | None = None,
+    save_every: int = 50,
+    on_step: Callable[[int, History], bool | None] | None = None,
+) -> History:
+    """Train the parameters of `model` that require gradients, in place, and return what happened.
+
+    Args:
+        model: called as `model(input_ids=, attention_mask=, labels=)`, returns an object with `.loss`.
+        examples: {"input_ids": [int], "labels": [int]}, labels -100 where the loss should not look.
+        steps: optimizer steps in all (a resumed run counts those done before).
+        lr: peak learning rate.  warmup: share of the steps.  clip: largest gradient norm.
+        checkpoint: a file. If it exists the run goes on from it. It is written every `save_every` steps, at the end
+            and when `on_step` stops the run: beside first, then replaced.
+        on_step: called with (steps done, history) after each step; returning True stops the run.
+
+    The mode of `model` (train or eval) and the global random state are left as found.
+
+    Raises:
+        ValueError: before anything changes: nothing trainable, no examples, a setting outside its limits, or a
+            checkpoint of a run with other settings. During the run: a loss that is NaN or infinite (the parameters
+            are then those before the failing step).
+    """
+    _check(model, examples, steps, lr, batch_size, warmup, clip)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=weight_decay)
+    settings = [
+        steps,
+        lr,
+        batch_size,
+        warmup,
+        weight_decay,
+        clip,
+        seed,
+        len(examples),
+        _fingerprint(examples),
+    ]
+    history = History()
+    if checkpoint is not None and Path(checkpoint).exists():
+        history = _resume(Path(checkpoint), settings, parameters, optimizer)
+    device = next(iter(parameters.values())).device
+    was_training = model.training
+    model.train()
+    bar = tqdm(total=steps, initial=len(history.loss), disable=not progress, leave=False, unit="step")
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            for step in range(len(history.loss), steps):
+                rate = learning_rate(step, steps, lr, warmup)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                torch.manual_seed(seed * 1_000_003 + step)  # the dropout of this step
+                batch = collate(batch_at(examples, batch_size, seed, step), pad_id, device)
+                loss, norm = _step(model, batch, optimizer, list(parameters.values()), clip, step)
+                history.loss.append(loss)
+                history.grad_norm.append(norm)
+                history.lr.append(rate)
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                stop = on_step is not None and bool(on_step(step + 1, history))
+                if checkpoint is not None and (stop or step + 1 == steps or (step + 1) % save_every == 0):
+                    _save(Path(checkpoint), settings, parameters, optimizer, history)
+                if stop:
+                    break
+    finally:
+        bar.close()
+        model.train(was_training)
+    return history
+
+
+def _step(model, batch, optimizer, parameters: list[nn.Parameter], clip: float, step: int) -> tuple[float, float]:
+    optimizer.zero_grad(set_to_none=True)
+    loss = model(**batch).loss
+    value = loss.item()
+    if not math.isfinite(value):
+        raise ValueError(f"loss is {value} at step {step + 1}: lower the learning rate, or train in fp32 or bf16")
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(parameters, clip).item()
+    if not math.isfinite(norm):
+        raise ValueError(f"gradient norm is {norm} at step {step + 1}: lower the learning rate")
+    optimizer.step()
+    return value, norm
+
+
+def _check(model, examples, steps, lr, batch_size, warmup, clip) -> None:
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("nothing to train: no parameter of the model requires a gradient (inject first)")
+    if not len(examples):
+        raise ValueError("examples is empty")
+    for name, value, low in (("steps", steps, 1), ("batch_size", batch_size, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+    for name, value in (("lr", lr), ("clip", clip)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    if not 0 <= warmup <= 1:
+        raise ValueError(f"warmup is a share of the steps, 0 to 1, got {warmup!r}")
+    for index, example in enumerate(examples):
+        if len(example["input_ids"]) != len(example["labels"]):
+            raise ValueError(f"example {index}: {len(example['input_ids'])} input_ids, {len(example['labels'])} labels")
+
+
+def _fingerprint(examples: Sequence[dict]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(repr((list(example["input_ids"]), list(example["labels"]))).encode())
+    return digest.hexdigest()
+
+
+def _save(path: Path, settings: list, parameters: dict, optimizer, history: History) -> None:
+    state = {
+        "settings": settings,
+        "parameters": {name: p.detach() for name, p in parameters.items()},
+        "optimizer": optimizer.state_dict(),
+        "history": dataclasses.asdict(history),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        torch.save(state, beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def _resume(path: Path, settings: list, parameters: dict, optimizer) -> History:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is no readable checkpoint ({error}): delete it to start afresh") from None
+    if state["settings"] != settings or state["parameters"].keys() != parameters.keys():
+        raise ValueError(f"{path} belongs to a run with other settings: delete it, or name another file")
+    for name, parameter in parameters.items():
+        parameter.copy_(state["parameters"][name])
+    optimizer.load_state_dict(state["optimizer"])
+    return History(**state["history"])
