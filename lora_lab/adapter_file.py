@@ -56,15 +56,16 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 def save_adapter(model: nn.Module, folder: str | os.PathLike) -> Path:
     """Write the adapters of `model` to `folder` (made if need be; other files in it stay). Returns the folder.
 
-    Each file is written beside and then replaced, so a crash leaves the old file or the new one, never half of one.
-    The weights carry a digest of their config: a crash between the two files is noticed on loading.
+    Both files are written beside, then moved into place: a full disk or an error leaves the old adapter as it was,
+    and no crash leaves half a file. The weights carry a digest of their config, so that the one gap, a kill between
+    the two moves, is noticed on loading.
 
-    Raises ValueError, with nothing written, if `model` has no LoRA layer, if an adapter holds NaN or infinity, or
-    if its layers differ in what one config can say (dropout, rsLoRA, Linear beside Conv1D).
+    Raises ValueError, with nothing written, if `model` has no LoRA layer or is a bare one (its path names it in the
+    file), if an adapter holds NaN or infinity, or if its layers differ in what one config can say (dropout, rsLoRA).
     """
     layers = lora_layers(model)
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no LoRA layer: there is no adapter to save")
+    if not layers or "" in layers:
+        raise ValueError(f"{type(model).__name__} has no LoRA layer below its root: there is no adapter to save")
     state = adapter_state(model)
     _refuse_not_finite(state)
     config = _config(model, layers)
@@ -72,8 +73,11 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "lora_lab_config": _digest(config)}
-    _replace_file(folder / WEIGHTS, lambda path: save_file(state, path, metadata=metadata))
-    _replace_file(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
+        save_file(state, Path(beside) / WEIGHTS, metadata=metadata)
+        (Path(beside) / CONFIG).write_text(text, encoding="utf-8")
+        for name in (WEIGHTS, CONFIG):
+            os.replace(Path(beside) / name, folder / name)
     return folder
 
 
@@ -112,25 +116,28 @@ def _config(model: nn.Module, layers: dict[str, LoRALinear]) -> dict[str, Any]:
     for key, read in {
         "lora_dropout": lambda layer: getattr(layer.dropout, "p", 0.0),
         "use_rslora": lambda layer: layer.rslora,
-        "fan_in_fan_out": lambda layer: is_conv1d(layer.base),
     }.items():
         values = {read(layer) for layer in layers.values()}
         if len(values) > 1:
             raise ValueError(f"the layers differ in {key} ({sorted(values)}), which one adapter file cannot say")
         common[key] = values.pop()
     first = next(iter(layers.values()))
+    # A pattern is a regular expression that may match the end of a path: "^" and escapes keep it to this very path.
+    path = {name: f"^{re.escape(name)}" for name in layers}
     causal = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
     return common | {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if causal else None,
         "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
         "bias": "none",
+        # Of a model that mixes Conv1D and Linear too: PEFT corrects it layer by layer, with a warning.
+        "fan_in_fan_out": any(is_conv1d(layer.base) for layer in layers.values()),
         "inference_mode": True,
         "init_lora_weights": True,
         "r": first.rank,
         "lora_alpha": first.alpha,
-        "rank_pattern": {name: layer.rank for name, layer in layers.items() if layer.rank != first.rank},
-        "alpha_pattern": {name: layer.alpha for name, layer in layers.items() if layer.alpha != first.alpha},
+        "rank_pattern": {path[name]: layer.rank for name, layer in layers.items() if layer.rank != first.rank},
+        "alpha_pattern": {path[name]: layer.alpha for name, layer in layers.items() if layer.alpha != first.alpha},
         "target_modules": sorted(layers),
     }
 
@@ -150,7 +157,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if config.get("bias", "none") != "none":
         raise ValueError(f"{path}: bias = {config['bias']!r}: trained biases are not read here")
     init = config.get("init_lora_weights", True)
-    if init not in PLAIN_INITS:
+    if (init.lower() if isinstance(init, str) else init) not in PLAIN_INITS:
         raise ValueError(
             f"{path}: init {init!r} shifted the base weight; save it converted to plain LoRA and load that"
         )
@@ -158,7 +165,17 @@ def _read_config(path: Path) -> dict[str, Any]:
         value = config.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(f"{path}: {key} must be a positive number, got {value!r}")
+    for key in ("rank_pattern", "alpha_pattern"):
+        _check_pattern(path, key, config.get(key))
     return config
+
+
+def _check_pattern(path: Path, key: str, pattern: Any) -> None:
+    try:
+        for expression in dict(pattern or {}):
+            re.compile(f"({expression})")
+    except (TypeError, ValueError, re.error) as error:
+        raise ValueError(f"{path}: {key} = {pattern!r} does not map regular expressions to numbers: {error}") from None
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
@@ -228,11 +245,3 @@ def _digest(config: dict[str, Any]) -> str:
     # Only what changes the numbers: a name or path may be edited by hand.
     keys = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
     return hashlib.sha256(json.dumps({key: config.get(key) for key in keys}, sort_keys=True).encode()).hexdigest()
-
-
-def _replace_file(path: Path, write) -> None:
-    """Call `write(temporary)` and move the result to `path` in one step."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as scratch:
-        temporary = Path(scratch) / path.name
-        write(temporary)
-        os.replace(temporary, path)

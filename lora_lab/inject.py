@@ -47,39 +47,43 @@ def find_targets(model: nn.Module, targets: str | Iterable[str]) -> dict[str, nn
     """The layers to adapt, by path, in the model's own order.
 
     `targets`: a list of names, a regular expression, or "all-linear" (every linear layer except the output head).
+    A layer that several paths lead to is found by any of them, and listed once.
     Raises ValueError if anything named matches nothing, or matches something that is not a linear layer.
     """
-    modules = {name: module for name, module in model.named_modules() if name}
-    if targets == ALL_LINEAR:
+    if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        found = {name: m for name, m in modules.items() if is_linear(m) and m is not head}
+        found = {name: m for name, m in model.named_modules() if name and is_linear(m) and m is not head}
         if not found:
             raise ValueError(f"{type(model).__name__} has no linear layer below its root, so all-linear finds nothing")
         return found
-    if not isinstance(targets, str):
-        targets = list(targets)
-        if not targets:
-            raise ValueError("targets is empty: name at least one layer, or use 'all-linear'")
-    for target in [_checked_pattern(targets)] if isinstance(targets, str) else [[name] for name in targets]:
-        if not any(matches(name, target) for name in modules):
-            ends = sorted({name.rpartition(".")[2] for name, m in modules.items() if is_linear(m)})
-            hint = " (a string is a regular expression for the whole path: did you mean a list?)" * isinstance(
-                target, str
+    modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
+    targets = targets if isinstance(targets, str) else list(targets)
+    _refuse_unmatched(modules, targets)
+    first_path: dict[nn.Module, str] = {}
+    for name, module in modules.items():
+        if matches(name, targets):
+            if not is_linear(module):
+                raise ValueError(f"target {name!r} is a {type(module).__name__}, LoRA wraps nn.Linear and Conv1D")
+            first_path.setdefault(module, name)
+    return {name: module for module, name in first_path.items()}
+
+
+def _refuse_unmatched(modules: dict[str, nn.Module], targets: str | list[str]) -> None:
+    if isinstance(targets, str):
+        try:
+            re.compile(targets)
+        except re.error as error:
+            raise ValueError(f"target {targets!r} is not a regular expression: {error}") from None
+    elif not targets:
+        raise ValueError("targets is empty: name at least one layer, or use 'all-linear'")
+    # A string is one pattern, and each name of a list must find something by itself.
+    for target in [targets] if isinstance(targets, str) else targets:
+        if not any(matches(name, targets if target is targets else [target]) for name in modules):
+            ends = sorted({name.rpartition(".")[2] for name, module in modules.items() if is_linear(module)})
+            raise ValueError(
+                f"target {target!r} matches no module (a list holds names, a string is a regular expression for the "
+                f"whole path); linear layers here end in {ends}"
             )
-            raise ValueError(f"target {target!r} matches no module{hint}; linear layers here end in {ends}")
-    found = {name: module for name, module in modules.items() if matches(name, targets)}
-    for name, module in found.items():
-        if not is_linear(module):
-            raise ValueError(f"target {name!r} is a {type(module).__name__}, LoRA wraps nn.Linear and Conv1D")
-    return found
-
-
-def _checked_pattern(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"target {pattern!r} is not a regular expression: {error}") from None
-    return pattern
 
 
 def inject(
@@ -101,7 +105,7 @@ def inject(
     """
     if lora_layers(model):
         raise ValueError("the model is already injected: eject it first, or two adapters would be nested")
-    found = find_targets(model, list(targets) if not isinstance(targets, str) else targets)
+    found = find_targets(model, targets)
     for name, base in found.items():
         try:
             check_settings(base, rank, alpha, dropout)
@@ -120,18 +124,20 @@ def install(model: nn.Module, build: Callable[[], dict[str, LoRALinear]]) -> nn.
     was_trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     try:
         wrappers = build()
+        model.requires_grad_(False)
+        _replace(model, {wrapper.base: wrapper for wrapper in wrappers.values()})
     except BaseException:
+        unwrap(model)
         _set_trainable(model, was_trainable)
         raise
-    model.requires_grad_(False)
     model.__dict__[_WAS_TRAINABLE] = was_trainable
-    _replace(model, {wrapper.base: wrapper for wrapper in wrappers.values()})
     return model
 
 
 def eject(model: nn.Module) -> nn.Module:
     """Take the adapters out, in place: every base layer returns to its place, the very same object, and every
-    parameter trains again that trained before `inject`. A and B are dropped: save them first.
+    parameter trains again that trained before `inject`. A and B are dropped: save them first. Returns the model (for
+    a bare `LoRALinear` its base).
 
     Raises ValueError if nothing is injected, or if a layer is merged (its base would not be the base).
     """
@@ -141,15 +147,17 @@ def eject(model: nn.Module) -> nn.Module:
     merged = [name for name, layer in layers.items() if layer.merged]
     if merged:
         raise ValueError(f"{len(merged)} layers are merged ({merged[0]}, ...): unmerge_ first, or take merged(model)")
-    unwrap(model)
-    _set_trainable(model, model.__dict__.pop(_WAS_TRAINABLE, ()))
-    return model
+    return unwrap(model)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Replace each LoRA layer by its base as it is now, merged or not, in place."""
+    """Replace each LoRA layer by its base as it is now, merged or not, in place; restore what trained before."""
     _replace(model, {layer: layer.base for layer in lora_layers(model).values()})
-    return model
+    # The record stands where `inject` was called, which may be a part of `model`.
+    for module in list(model.modules()):
+        if _WAS_TRAINABLE in module.__dict__:
+            _set_trainable(module, module.__dict__.pop(_WAS_TRAINABLE))
+    return model.base if isinstance(model, LoRALinear) else model
 
 
 def count(model: nn.Module) -> Count:

@@ -7,6 +7,7 @@ arXiv:2312.03732).
 import math
 import sys
 from collections.abc import Callable
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
@@ -48,11 +49,11 @@ def check_settings(base: nn.Module, rank: int, alpha: float, dropout: float) -> 
     if not base.weight.is_floating_point():
         raise TypeError(f"the base weight must be floating point, got {base.weight.dtype}: dequantize it first")
     limit = min(base.weight.shape)
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= limit:
+    if isinstance(rank, bool) or not isinstance(rank, Integral) or not 1 <= rank <= limit:
         raise ValueError(f"rank must be a whole number from 1 to min(out, in) = {limit}, got {rank!r}")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < alpha < math.inf:
         raise ValueError(f"alpha must be a positive finite number, got {alpha!r}")
-    if not 0 <= dropout < 1:
+    if isinstance(dropout, bool) or not isinstance(dropout, Real) or not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
 
 
@@ -67,7 +68,8 @@ class LoRALinear(nn.Module):
         rslora: divide alpha by sqrt(rank) instead of rank.
         init: `(weight (out, in), rank, scale) -> (A, B)`.
 
-    A and B are kept in fp32 when the base is fp16 or bf16, as in PEFT, and in the base's dtype otherwise.
+    A and B are fp32, also beside an fp16 or bf16 base, as in PEFT; fp64 beside an fp64 base. Both are copies of what
+    `init` returns. While `merged` the update is in the base weight, and the adapter path is skipped.
 
     Raises:
         TypeError: `base` is no linear layer, or its weight is not floating point.
@@ -85,6 +87,8 @@ class LoRALinear(nn.Module):
     ):
         super().__init__()
         check_settings(base, rank, alpha, dropout)
+        # Plain numbers, also where numpy's came in: they are printed and written to JSON.
+        rank, alpha = int(rank), int(alpha) if isinstance(alpha, Integral) else float(alpha)
         self.rank, self.alpha, self.rslora = rank, alpha, rslora
         self.scale = scale_of(rank, alpha, rslora)
 
@@ -93,15 +97,17 @@ class LoRALinear(nn.Module):
         expected = (rank, weight.shape[1]), (weight.shape[0], rank)
         if (tuple(A.shape), tuple(B.shape)) != expected:
             raise ValueError(f"init must return A and B of shapes {expected}, got {tuple(A.shape)}, {tuple(B.shape)}")
-        half = weight.dtype in (torch.float16, torch.bfloat16)
-        kept = {"device": weight.device, "dtype": torch.float32 if half else weight.dtype}
+        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        kept = {"device": weight.device, "dtype": wide}
+        # A copy: an init may well return a view of the weight, or one tensor for several layers.
+        self.A = nn.Parameter(A.detach().to(**kept, copy=True))
+        self.B = nn.Parameter(B.detach().to(**kept, copy=True))
         self.base = base.requires_grad_(False)
-        self.A = nn.Parameter(A.to(**kept))
-        self.B = nn.Parameter(B.to(**kept))
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.merged = False
         # Holds the exact base weight while merged, if the caller asked for it; moves with the module, is never saved.
         self.register_buffer("kept_weight", None, persistent=False)
+        self.train(base.training)  # in a model that is being evaluated, dropout is off from the start
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> y (..., out), in the dtype that the base layer returns."""

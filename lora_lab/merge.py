@@ -1,7 +1,8 @@
 """W' = W + s·BA: fold the update into the weight, and take it out again.
 
 The sum is formed in fp32 (fp64 for an fp64 base) and rounded once to the dtype of W. Rounding is why unmerging is
-close, not exact: (W + ΔW) - ΔW differs from W by up to one unit in the last place. `keep_base=True` keeps W itself.
+close, not exact: (W + ΔW) - ΔW differs from W by up to one unit in the last place of the larger of W and W + ΔW.
+`keep_base=True` keeps W itself.
 Source: Hu et al. 2021 (arXiv:2106.09685), section 4.1, "No Additional Inference Latency".
 """
 
@@ -33,12 +34,14 @@ def merge_(model: nn.Module, keep_base: bool = False) -> nn.Module:
     weight is held as well, and `unmerge_` gives it back bit for bit.
 
     Raises ValueError with the model untouched: no LoRA layer, a NaN or infinity in A, B or W, a sum that the dtype
-    of W cannot hold, or a base weight that another module shares (merging would change that module too).
+    of W cannot hold, a base weight that another module shares (merging would change that module too), or one that
+    is computed from other tensors (weight or spectral norm: what is written to it would be lost).
     """
     layers = {name: layer for name, layer in _layers(model).items() if not layer.merged}
+    _refuse_computed(layers)
     _refuse_shared(model, layers)
     for name, layer in layers.items():
-        _refuse_overflow(name, layer)
+        _refuse_not_finite(name, layer)
     for layer in layers.values():
         layer.kept_weight = layer.base.weight.detach().clone() if keep_base else None
         layer.base.weight.copy_(_shifted(layer, +1))
@@ -64,7 +67,8 @@ def unmerge_(model: nn.Module) -> nn.Module:
 def merged(model: nn.Module) -> nn.Module:
     """A plain copy of `model` with every adapter folded in: no LoRA layer left, every parameter frozen.
 
-    `model` itself, merged or not, is left as it is. The copy has the dtypes and devices of `model`.
+    Of a bare `LoRALinear` the copy is a plain linear layer. `model` itself, merged or not, is left as it is. The copy
+    has the dtypes and devices of `model`.
     Raises ValueError as `merge_` does.
     """
     _layers(model)
@@ -85,24 +89,31 @@ def _shifted(layer: LoRALinear, sign: int) -> Tensor:
     return (weight.to(wide) + sign * (delta.T if is_conv1d(layer.base) else delta)).to(weight.dtype)
 
 
+def _refuse_computed(layers: dict[str, LoRALinear]) -> None:
+    for name, layer in layers.items():
+        if "weight" not in layer.base._parameters:
+            raise ValueError(f"{name}: the weight is computed (weight or spectral norm?). Remove that first")
+
+
 def _refuse_shared(model: nn.Module, layers: dict[str, LoRALinear]) -> None:
-    names = {id(layer.base.weight): name for name, layer in layers.items()}
-    bases = {id(layer.base) for layer in layers.values()}
-    for name, module in model.named_modules():
-        for parameter in module._parameters.values():
-            if id(parameter) in names and id(module) not in bases:
-                raise ValueError(
-                    f"{names[id(parameter)]} shares its weight with {name}: merging would change both. Untie them first"
-                )
+    # By address: two parameters may be different objects over the same memory.
+    owners = {layer.base.weight.data_ptr(): name for name, layer in layers.items()}
+    for other, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            name = owners.get(parameter.data_ptr())
+            if name is not None and layers[name].base is not module:
+                raise ValueError(f"{name} shares its weight with {other}: merging would change both. Untie them first")
 
 
-def _refuse_overflow(name: str, layer: LoRALinear) -> None:
+def _refuse_not_finite(name: str, layer: LoRALinear) -> None:
     # Cauchy-Schwarz: |s·BA|_ij <= s·|B_i|·|A_j|. A bound costs less than the product, and NaN fails every comparison.
     update = layer.scale * layer.B.norm(dim=1).max() * layer.A.norm(dim=0).max()
     weight = oriented_weight(layer.base)
     largest = weight.abs().max().to(update.dtype)
     limit = torch.finfo(weight.dtype).max
-    if not largest + update < limit:
+    # The bound may be far too high. Where it fails, the sum itself decides.
+    if not largest + update < limit and not _shifted(layer, +1).isfinite().all():
         raise ValueError(
-            f"{name}: max|W| = {largest:.3g} and |s·BA| <= {update:.3g} do not fit {weight.dtype} (limit {limit:.3g})"
+            f"{name}: W + s·BA is not finite in {weight.dtype}: max|W| = {largest:.3g}, |s·BA| <= {update:.3g}, "
+            f"limit {limit:.3g}"
         )

@@ -8,12 +8,14 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from lora_lab.inject import lora_layers
 
 IGNORE = -100  # label of tokens that the loss leaves out, by torch's convention
 
@@ -91,41 +93,36 @@ def train(
             and when `on_step` stops the run: beside first, then replaced.
         on_step: called with (steps done, history) after each step; returning True stops the run.
 
-    The mode of `model` (train or eval) and the global random state are left as found.
+    The mode (train or eval) of every module and the global random state are left as found.
 
     Raises:
-        ValueError: before anything changes: nothing trainable, no examples, a setting outside its limits, or a
-            checkpoint of a run with other settings. During the run: a loss that is NaN or infinite (the parameters
-            are then those before the failing step).
+        ValueError: before anything changes: nothing trainable, merged adapters, no examples or nothing to learn in
+            one, a setting outside its limits, or a checkpoint that is unreadable or of another run. During the run:
+            a loss that is NaN or infinite (the parameters are then those before the failing step).
     """
-    _check(model, examples, steps, lr, batch_size, warmup, clip)
+    _check_settings(steps, lr, batch_size, warmup, clip, seed, save_every)
+    _check_data(model, examples)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=weight_decay)
-    settings = [
-        steps,
-        lr,
-        batch_size,
-        warmup,
-        weight_decay,
-        clip,
-        seed,
-        len(examples),
-        _fingerprint(examples),
-    ]
+    settings = {"steps": steps, "lr": lr, "batch_size": batch_size, "warmup": warmup, "weight_decay": weight_decay}
+    settings |= {"clip": clip, "seed": seed, "pad_id": pad_id}
+    settings |= {"examples": _fingerprint(examples), "adapters": _adapters(model)}
     history = History()
     if checkpoint is not None and Path(checkpoint).exists():
         history = _resume(Path(checkpoint), settings, parameters, optimizer)
     device = next(iter(parameters.values())).device
-    was_training = model.training
-    model.train()
-    bar = tqdm(total=steps, initial=len(history.loss), disable=not progress, leave=False, unit="step")
+    gpus = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    was_training = {module: module.training for module in model.modules()}
+    silent = not progress or bool(os.environ.get("TQDM_DISABLE"))  # tqdm's notebook bar does not look at it itself
+    bar = tqdm(total=steps, initial=len(history.loss), disable=silent, leave=False, unit="step")
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=gpus):
             for step in range(len(history.loss), steps):
                 rate = learning_rate(step, steps, lr, warmup)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                torch.manual_seed(seed * 1_000_003 + step)  # the dropout of this step
+                model.train()  # every step: `on_step` may have evaluated
+                _seed(seed * 1_000_003 + step, gpus)  # the dropout of this step
                 batch = collate(batch_at(examples, batch_size, seed, step), pad_id, device)
                 loss, norm = _step(model, batch, optimizer, list(parameters.values()), clip, step)
                 history.loss.append(loss)
@@ -140,8 +137,43 @@ def train(
                     break
     finally:
         bar.close()
-        model.train(was_training)
+        for module, mode in was_training.items():
+            module.training = mode
     return history
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, examples: Sequence[dict], batch_size: int = 64, pad_id: int = 0) -> float:
+    """Mean loss (nats) per labelled token over all `examples`, in evaluation mode. The modes are left as found.
+
+    Every token counts the same, however the examples are batched. Raises ValueError if `examples` is empty.
+    """
+    if not len(examples):
+        raise ValueError("examples is empty")
+    device = next(model.parameters()).device
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    total = tokens = 0
+    try:
+        # Sorted by length, so that a batch holds little padding.
+        ordered = sorted(examples, key=lambda example: len(example["input_ids"]))
+        for start in range(0, len(ordered), batch_size):
+            batch = collate(ordered[start : start + batch_size], pad_id, device)
+            labelled = int((batch["labels"][:, 1:] != IGNORE).sum())  # the first token has nothing before it
+            total += model(**batch).loss.item() * labelled
+            tokens += labelled
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return total / tokens
+
+
+def _seed(seed: int, gpus: Iterable[torch.device]) -> None:
+    # Not torch.manual_seed: that seeds every GPU of the machine, and only those of the model are put back.
+    torch.default_generator.manual_seed(seed)
+    for gpu in gpus:
+        with torch.cuda.device(gpu):
+            torch.cuda.manual_seed(seed)
 
 
 def _step(model, batch, optimizer, parameters: list[nn.Parameter], clip: float, step: int) -> tuple[float, float]:
@@ -158,22 +190,35 @@ def _step(model, batch, optimizer, parameters: list[nn.Parameter], clip: float, 
     return value, norm
 
 
-def _check(model, examples, steps, lr, batch_size, warmup, clip) -> None:
+def _check_settings(steps, lr, batch_size, warmup, clip, seed, save_every) -> None:
+    whole = {"steps": (steps, 1), "batch_size": (batch_size, 1), "save_every": (save_every, 1), "seed": (seed, 0)}
+    for name, (value, low) in whole.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**40:
+            raise ValueError(f"{name} must be a whole number from {low} to 2**40, got {value!r}")
+    for name, value in (("lr", lr), ("clip", clip)):
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    if not isinstance(warmup, int | float) or not 0 <= warmup <= 1:
+        raise ValueError(f"warmup is a share of the steps, 0 to 1, got {warmup!r}")
+
+
+def _check_data(model: nn.Module, examples: Sequence[dict]) -> None:
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("nothing to train: no parameter of the model requires a gradient (inject first)")
+    if any(layer.merged for layer in lora_layers(model).values()):
+        raise ValueError("the adapters are merged into the base, where they cannot train: unmerge_ first")
     if not len(examples):
         raise ValueError("examples is empty")
-    for name, value, low in (("steps", steps, 1), ("batch_size", batch_size, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
-    for name, value in (("lr", lr), ("clip", clip)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value!r}")
-    if not 0 <= warmup <= 1:
-        raise ValueError(f"warmup is a share of the steps, 0 to 1, got {warmup!r}")
     for index, example in enumerate(examples):
         if len(example["input_ids"]) != len(example["labels"]):
             raise ValueError(f"example {index}: {len(example['input_ids'])} input_ids, {len(example['labels'])} labels")
+        if all(label == IGNORE for label in example["labels"]):
+            raise ValueError(f"example {index}: every label is {IGNORE}, so there is nothing to learn (cut too short?)")
+
+
+def _adapters(model: nn.Module) -> dict[str, list[float]]:
+    """What a checkpoint's A and B mean: scale and dropout of every LoRA layer."""
+    return {name: [layer.scale, getattr(layer.dropout, "p", 0.0)] for name, layer in lora_layers(model).items()}
 
 
 def _fingerprint(examples: Sequence[dict]) -> str:
@@ -183,7 +228,7 @@ def _fingerprint(examples: Sequence[dict]) -> str:
     return digest.hexdigest()
 
 
-def _save(path: Path, settings: list, parameters: dict, optimizer, history: History) -> None:
+def _save(path: Path, settings: dict, parameters: dict, optimizer, history: History) -> None:
     state = {
         "settings": settings,
         "parameters": {name: p.detach() for name, p in parameters.items()},
@@ -200,14 +245,22 @@ def _save(path: Path, settings: list, parameters: dict, optimizer, history: Hist
 
 
 @torch.no_grad()
-def _resume(path: Path, settings: list, parameters: dict, optimizer) -> History:
+def _resume(path: Path, settings: dict, parameters: dict, optimizer) -> History:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        history = History(**state["history"])
+        saved, shapes = dict(state["settings"]), {name: p.shape for name, p in state["parameters"].items()}
+        optimizer_state = state["optimizer"]
     except Exception as error:
-        raise ValueError(f"{path} is no readable checkpoint ({error}): delete it to start afresh") from None
-    if state["settings"] != settings or state["parameters"].keys() != parameters.keys():
-        raise ValueError(f"{path} belongs to a run with other settings: delete it, or name another file")
+        # Only its kind: torch's own words for a damaged file advise to switch weights_only off.
+        reason = type(error).__name__
+        raise ValueError(f"{path} is no readable checkpoint ({reason}): delete it to start afresh") from None
+    other = [key for key in settings if saved.get(key) != settings[key]]
+    if shapes != {name: p.shape for name, p in parameters.items()}:
+        other.append("trained parameters")
+    if other:
+        raise ValueError(f"{path} belongs to a run with other {', '.join(other)}: delete it, or name another file")
+    optimizer.load_state_dict(optimizer_state)
     for name, parameter in parameters.items():
         parameter.copy_(state["parameters"][name])
-    optimizer.load_state_dict(state["optimizer"])
-    return History(**state["history"])
+    return history

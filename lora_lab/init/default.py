@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 
 def default_factors(weight: Tensor, rank: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Return A (rank, in) and B (out, rank) for a `weight` of shape (out, in), in fp32 on the CPU.
+    """Return A (rank, in) and B (out, rank) for a `weight` of shape (out, in), on the CPU, in the weight's dtype.
 
-    Only the shape of `weight` is read; `scale` is unused. Under the same global seed the result is bit-equal to PEFT's.
+    Only shape and dtype of `weight` are read; `scale` is unused. Under the same global seed the result is bit-equal to
+    PEFT's, which draws in fp32 and rounds to the base's dtype before it keeps A in fp32.
     """
     out_features, in_features = weight.shape
     A, B = torch.empty(rank, in_features), torch.empty(out_features, rank)
     # sqrt(5) reproduces nn.Linear's own default. PEFT builds two nn.Linear, then draws A anew: the same three draws.
     for factor in (A, B, A):
         nn.init.kaiming_uniform_(factor, a=math.sqrt(5))
-    return A, B.zero_()
+    return A.to(weight.dtype), B.zero_().to(weight.dtype)
