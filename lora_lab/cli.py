@@ -56,7 +56,7 @@ def start(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     """Run a learner's notebook and report its exercises."""
-    from lora_lab.course.run_checks import find_notebook, run
+    from lora_lab.course.run_checks import CELL_SECONDS, find_notebook, run
 
     path = find_notebook(options.notebook, _existing_workspace(options))
     watched = sys.stderr.isatty()
@@ -65,7 +65,7 @@ def check(options: argparse.Namespace) -> int:
         if watched:
             print(f"\r{path.name}: {text} ...\033[K", end="", file=sys.stderr, flush=True)
 
-    report = run(path, options.cell_seconds, tell)
+    report = run(path, options.cell_seconds or CELL_SECONDS, tell)
     if watched:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
     print(report)
@@ -164,9 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
     added = command("check", check, "run a notebook in a fresh kernel and report its exercises")
     added.add_argument("notebook", metavar="NOTEBOOK", help="a path, or a lesson's number")
-    added.add_argument(
-        "--cell-seconds", type=_positive, default=120, metavar="S", help="limit for one cell (default: 120)"
-    )
+    added.add_argument("--cell-seconds", type=_positive, metavar="S", help="limit for one cell (default: 300)")
     added = command("hint", hint, "show the next hint for an exercise")
     added.add_argument("exercise", metavar="EXERCISE", help="for example 1.2")
     added.add_argument("level", type=int, nargs="?", metavar="N", help="show hints 1 to N")

@@ -77,8 +77,9 @@ def _refuse_unmatched(modules: dict[str, nn.Module], targets: str | list[str]) -
     elif not targets:
         raise ValueError("targets is empty: name at least one layer, or use 'all-linear'")
     # A string is one pattern, and each name of a list must find something by itself.
-    for target in [targets] if isinstance(targets, str) else targets:
-        if not any(matches(name, targets if target is targets else [target]) for name in modules):
+    patterns = {targets: targets} if isinstance(targets, str) else {name: [name] for name in targets}
+    for target, pattern in patterns.items():
+        if not any(matches(name, pattern) for name in modules):
             ends = sorted({name.rpartition(".")[2] for name, module in modules.items() if is_linear(module)})
             raise ValueError(
                 f"target {target!r} matches no module (a list holds names, a string is a regular expression for the "

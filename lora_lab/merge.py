@@ -85,8 +85,8 @@ def _layers(model: nn.Module) -> dict[str, LoRALinear]:
 def _shifted(layer: LoRALinear, sign: int) -> Tensor:
     """W + sign·s·BA, summed wide and rounded once."""
     weight, delta = layer.base.weight, layer.delta_weight()
-    wide = torch.promote_types(weight.dtype, delta.dtype)
-    return (weight.to(wide) + sign * (delta.T if is_conv1d(layer.base) else delta)).to(weight.dtype)
+    # fp16 or bf16 plus fp32 is a sum in fp32.
+    return (weight + sign * (delta.T if is_conv1d(layer.base) else delta)).to(weight.dtype)
 
 
 def _refuse_computed(layers: dict[str, LoRALinear]) -> None:

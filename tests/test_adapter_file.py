@@ -14,10 +14,10 @@ from models_for_tests import (
     copy_factors,
     fill,
     gpt2,
+    linear,
     llama,
     logits,
     peft_twin,
-    plain,
     saved,
     unchanged,
 )
@@ -75,12 +75,13 @@ def test_we_load_what_peft_saves(name, dtype, settings, tmp_path):
         assert getattr(layer.dropout, "p", 0.0) == settings.get("dropout", 0.0)
 
 
-PATTERNS = {
-    "rank_pattern": {"down_proj": 7, r"layers\.1\.self_attn\.q_proj": 2},
-    "alpha_pattern": {"model.layers.0.self_attn.q_proj": 33, "^model.layers.1.mlp.down_proj": 5},
+PATTERNS = {  # keys that match nothing come first: "self_attn" is inside a path, "_proj" ends one without a dot before
+    "rank_pattern": {"self_attn": 3, "proj": 3, "down_proj": 7, "mlp.down_proj": 3, r"layers\.1\.self_attn\.q_proj": 2},
+    "alpha_pattern": {"_proj": 99, "model.layers.0.self_attn.q_proj": 33, "^model.layers.1.mlp.down_proj": 5},
 }
 
 
+@pytest.mark.filterwarnings("ignore:The following .* keys did not match:RuntimeWarning")
 @pytest.mark.parametrize("rslora", [False, True])
 def test_ranks_and_alphas_by_pattern(rslora, tmp_path):
     """PEFT's file with patterns into ours, and ours back into PEFT's."""
@@ -100,16 +101,18 @@ def test_ranks_and_alphas_by_pattern(rslora, tmp_path):
 
 
 def test_a_pattern_names_one_path_only(tmp_path):
-    """ "proj" is also how "block.proj" ends; they have other ranks and alphas here."""
-    model = plain()
-    model.proj = LoRALinear(model.proj, 2, 3)
-    model.block["proj"] = model.again = LoRALinear(model.again, RANK, ALPHA)
+    """ "proj" is also how "block.proj" ends, and "block.proj" comes first: "proj" is the one that needs a pattern."""
+
+    def build() -> nn.Module:
+        return nn.ModuleDict({"block": nn.ModuleDict({"proj": linear(9, 6)}), "proj": linear(6, 9)})
+
+    model = build()
+    model["block"]["proj"] = LoRALinear(model["block"]["proj"], RANK, ALPHA)
+    model["proj"] = LoRALinear(model["proj"], 2, 3)
     save_adapter(fill(model), tmp_path)
-    loaded = load_adapter(plain(), tmp_path)
-    assert [(n, m.rank, m.alpha) for n, m in lora_layers(loaded).items()] == [
-        ("proj", 2, 3),
-        ("block.proj", RANK, ALPHA),
-    ]
+    loaded = load_adapter(build(), tmp_path)
+    expected = {"block.proj": (RANK, ALPHA), "proj": (2, 3)}
+    assert {name: (layer.rank, layer.alpha) for name, layer in lora_layers(loaded).items()} == expected
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True:UserWarning")

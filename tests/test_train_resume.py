@@ -19,6 +19,16 @@ def test_stopped_and_resumed_equals_uninterrupted(stop, tmp_path):
     assert [path.name for path in file.parent.iterdir()] == ["run.pt"]
 
 
+def test_a_checkpoint_is_replaced_and_never_written_over(tmp_path):
+    """A second name of the old file still holds the old checkpoint: no moment at which half of one stood there."""
+    file = tmp_path / "run.pt"
+    run(small(), checkpoint=file, on_step=lambda *_: True)
+    before = file.read_bytes()
+    (tmp_path / "held").hardlink_to(file)
+    run(small(), checkpoint=file)
+    assert (tmp_path / "held").read_bytes() == before != file.read_bytes()
+
+
 class Stop(BaseException):
     pass
 

@@ -38,7 +38,7 @@ c.CourseDirectory.course_id = "lora-lab"
 c.ClearSolutions.code_stub = {"python": 'raise NotImplementedError("your code here")'}
 
 # A cell that does not end is interrupted, fails, and the next one runs.
-c.Execute.timeout = 120
+c.Execute.timeout = 300
 c.Execute.interrupt_on_timeout = True
 # Times written into the cells would make every execution differ from the one before.
 c.Execute.record_timing = False

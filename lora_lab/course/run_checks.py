@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from nbclient import NotebookClient
     from nbformat import NotebookNode
 
+CELL_SECONDS = 300  # lessons are made for a minute in all, on two cores; slow machines get time
 _TIMED_OUT = "CellTimeout"
+_UNWRITTEN = "not written yet"
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def find_notebook(name: str, workspace: Path | None, available: list[Lesson] | N
 
 def run(
     path: Path,
-    cell_seconds: int = 120,
+    cell_seconds: int = CELL_SECONDS,
     tell: Callable[[str], None] = lambda text: None,
     available: list[Lesson] | None = None,
 ) -> Report:
@@ -152,7 +154,8 @@ def _execute(
                 if exercise:
                     found[exercise] = error
                 elif error and "raises-exception" not in cell.metadata.get("tags", []):
-                    report.other_errors[number] = error
+                    needs = "it uses an exercise that is not written yet"
+                    report.other_errors[number] = needs if error == _UNWRITTEN else error
     return found
 
 
@@ -205,7 +208,7 @@ def _run_cell(client: "NotebookClient", cell: "NotebookNode", index: int) -> str
     if reply["ename"] in ("AssertionError", "Wrong") and message:
         return message
     if reply["ename"] == "NotImplementedError" and message.endswith("your code here"):
-        return "not written yet"
+        return _UNWRITTEN
     return f"{reply['ename']}: {message}" if message else reply["ename"]
 
 

@@ -17,24 +17,12 @@ from lora_lab.models import load_base
 from lora_lab.paths import MEASUREMENTS
 from lora_lab.spectrum import truncate
 from lora_lab.tasks import TASKS, encode, load, score
-from lora_lab.train import collate
+from lora_lab.train import mean_loss
 from lora_lab.world.measure import circumstances, write_json
 
-RANK, ALPHA, STEPS, BATCH, LR = 8, 16, 200, 16, 5e-3
+RANK, ALPHA, STEPS, BATCH, LR = 8, 16, 200, 16, 1e-2
 FULL_LR = 1e-3
 RANKS = (1, 2, 4, 8, 16, 32)
-
-
-@torch.no_grad()
-def loss_on(model, encoded: list[dict], batch: int = 50) -> float:
-    """Mean loss per answer token (nats) over encoded examples."""
-    total, tokens = 0.0, 0
-    for start in range(0, len(encoded), batch):
-        block = collate(encoded[start : start + batch])
-        count = int((block["labels"][:, 1:] != -100).sum())
-        total += model(**block).loss.item() * count
-        tokens += count
-    return total / tokens
 
 
 def adapted(model, tokenizer, name: str, rank: int, test: list, steps: int = STEPS, lr: float = LR) -> dict:
@@ -47,7 +35,7 @@ def adapted(model, tokenizer, name: str, rank: int, test: list, steps: int = STE
     model.eval()
     result = {
         "scores": _rounded(score(name, model, tokenizer, test)),
-        "test_loss": round(loss_on(model, encode(test, tokenizer)), 4),
+        "test_loss": round(mean_loss(model, encode(test, tokenizer)), 4),
         "training_loss": round(sum(history.loss[-20:]) / 20, 4),
         "seconds": round(seconds, 1),
     }
@@ -60,7 +48,7 @@ def one_task(model, tokenizer, name: str) -> dict:
     test = load(name, "test")
     before = {
         "scores": _rounded(score(name, model, tokenizer, test)),
-        "test_loss": round(loss_on(model, encode(test, tokenizer)), 4),
+        "test_loss": round(mean_loss(model, encode(test, tokenizer)), 4),
     }
     return {"main": TASKS[name].main, "base": before, "lora": adapted(model, tokenizer, name, RANK, test)}
 
@@ -92,7 +80,7 @@ def truncation(model, tokenizer, name: str = "support_desk", limit: int = 100) -
 
 
 def _point(name: str, model, tokenizer, test: list, encoded: list) -> dict:
-    return {"test_loss": round(loss_on(model, encoded), 4), "scores": _rounded(score(name, model, tokenizer, test))}
+    return {"test_loss": round(mean_loss(model, encoded), 4), "scores": _rounded(score(name, model, tokenizer, test))}
 
 
 def _rounded(scores: dict[str, float]) -> dict[str, float]:
