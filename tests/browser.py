@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -22,7 +21,8 @@ from typing import Any
 
 import pytest
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
+from lora_lab.course import browser
+
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -34,16 +34,11 @@ ARGUMENTS = [
 ]
 
 
-def find_chromium() -> str | None:
-    """Path of a Chromium or Chrome on this machine."""
-    return next((path for name in NAMES if (path := shutil.which(name))), None)
-
-
 def require_chromium() -> str:
     """Path of Chromium; without one the test is skipped, or fails where LORA_LAB_REQUIRE_BROWSER=1."""
-    if path := find_chromium():
+    if path := browser.find():
         return path
-    why = f"none of {', '.join(NAMES)} is on PATH: the widgets are NOT tested in a browser"
+    why = "no Chromium or Chrome on this machine: the widgets are NOT tested in a browser"
     if os.environ.get("LORA_LAB_REQUIRE_BROWSER") == "1":
         pytest.fail(why)
     pytest.skip(why)

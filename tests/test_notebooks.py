@@ -1,6 +1,7 @@
 """Every committed lesson keeps the rules of notebook_rules.py, and every rule can be broken."""
 
 import copy
+import re
 from pathlib import Path
 
 import nbformat
@@ -9,8 +10,8 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from notebook_rules import RULES, exercises_are_whole
 
-from lora_lab.course.execute import WIDGET, normalise
-from lora_lab.paths import NOTEBOOKS
+from lora_lab.course.execute import WIDGET, normalise, pictures
+from lora_lab.paths import NOTEBOOKS, PICTURES, ROOT
 
 LESSONS = sorted(NOTEBOOKS.glob("*.ipynb"))
 FEWEST_EXERCISES = {"00_start_here": 2, "01_rank_intuition": 5, "03_lora_from_scratch": 6}
@@ -145,3 +146,15 @@ def test_addresses_and_words_that_only_look_like_paths_pass(lesson: NotebookNode
 def test_no_exercises_are_fine_too(lesson: NotebookNode) -> None:
     del lesson.cells[2:]
     assert not list(exercises_are_whole(lesson))
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_pictures_kept_for_other_pages_are_those_of_the_lesson(path: Path) -> None:
+    for name, content in pictures(nbformat.read(path, as_version=4)).items():
+        assert (PICTURES / name).read_bytes() == content, f"{name}: run python -m lora_lab.course.execute {path.name}"
+
+
+def test_pictures_of_the_readme_are_there() -> None:
+    shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert shown
+    assert all((ROOT / picture).is_file() for picture in shown)

@@ -5,10 +5,12 @@
 
 Each notebook gets a fresh kernel in its own folder, two threads, a fixed hash seed, no network and no progress bars.
 Out of the result go timings, versions, live widgets and their state; in goes `lora_lab.source_hash`, by which outputs
-that no longer belong to the code are known. A notebook is replaced only after all its cells have run.
+that no longer belong to the code are known. A notebook is replaced only after all its cells have run. The figure of a
+cell tagged "picture:NAME" is kept as data/pictures/NAME.png too.
 """
 
 import argparse
+import base64
 import copy
 import hashlib
 import json
@@ -21,7 +23,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from lora_lab.paths import NOTEBOOKS
+from lora_lab.paths import NOTEBOOKS, PICTURES
 
 # What could make one machine's outputs differ from another's, or leave words on stderr.
 ENVIRONMENT = {
@@ -120,6 +122,17 @@ def write(notebook: NotebookNode, path: Path) -> None:
         beside.unlink(missing_ok=True)
 
 
+def pictures(notebook: NotebookNode) -> dict[str, bytes]:
+    """PNG by file name, of the cells tagged "picture:NAME": figures that other pages show as well."""
+    found = {}
+    for cell in notebook.cells:
+        for tag in cell.metadata.get("tags", []):
+            if tag.startswith("picture:"):
+                png = next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
+                found[f"{tag.removeprefix('picture:')}.png"] = base64.b64decode(png)
+    return found
+
+
 def changed_cells(before: NotebookNode, after: NotebookNode) -> list[int]:
     """Numbers of the cells whose outputs differ."""
     pairs = enumerate(zip(before.cells, after.cells, strict=True))
@@ -153,6 +166,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{path.name}: failed after {time.monotonic() - began:.1f} s, left as it was\n{words}", flush=True)
             continue
         write(done, path)
+        for picture, content in pictures(done).items():
+            PICTURES.mkdir(parents=True, exist_ok=True)
+            (PICTURES / picture).write_bytes(content)
         changed = changed_cells(notebook, done)
         print(f"{path.name}: {time.monotonic() - began:.1f} s, outputs changed in cells {changed}", flush=True)
     return 1 if failed else 0

@@ -20,10 +20,10 @@ from lora_lab.train import mean_loss, train
 from lora_lab.world.measure import circumstances, write_json
 
 TASK, STEPS, BATCH = "support_desk", 100, 16
-DIMENSIONS = (4, 16, 64, 256, 1024, 4096, 16384)
+DIMENSIONS = (16, 64, 256, 1024, 4096, 16384)
 # Step of each weight under Adam, for every d alike; the rate of z follows from it (see `default_lr`).
-STEP_PER_WEIGHT = (3e-4, 1e-3, 3e-3)
-FULL_RATES = (3e-4, 1e-3, 3e-3)
+STEP_PER_WEIGHT = (1e-3, 3e-3, 1e-2)
+FULL_RATES = (1e-3, 3e-3, 1e-2)
 
 
 def train_all(model, examples: list[dict], steps: int, lr: float, seed: int = 0, progress: bool = False):

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lora_lab.world.drills import letters, lookup, numbers, possessions, turned, twice
+from lora_lab.world.drills import letters, lookup, numbers, possessions, twice
 from lora_lab.world.facts import fact_document
 from lora_lab.world.instructions import instruction
 from lora_lab.world.stories import reading_document, story_document
@@ -31,8 +31,8 @@ MIX: Mix = {
 }
 # The second stage of pretraining: the copying is there, now which of several things belongs to what.
 SECOND_MIX: Mix = {
-    **{twice: 0.16, lookup: 0.05, numbers: 0.08, letters: 0.03, story_document: 0.08, reading_document: 0.22},
-    **{fact_document: 0.09, instruction: 0.04, possessions: 0.10, turned: 0.15},
+    **{twice: 0.22, lookup: 0.06, numbers: 0.08, letters: 0.03, story_document: 0.10, reading_document: 0.24},
+    **{fact_document: 0.10, instruction: 0.05, possessions: 0.12},
 }
 
 

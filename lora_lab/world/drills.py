@@ -154,21 +154,3 @@ def possessions(rng: random.Random) -> list[tuple[str, str]]:
         ask, answer = rng.choice([(colour, c), (colour, c), (f"Who has the {o}?", a), (f"What does {a} have?", o)])
         turns += [("user", ask), ("assistant", answer)]
     return [("user", f"{with_articles(told)} {turns[0][1]}"), *turns[1:]]
-
-
-def turned(rng: random.Random) -> list[tuple[str, str]]:
-    """Pairs such as "red kite", then each the other way round in another order: "kite red".
-
-    A list said twice teaches to find what came after a word. This one teaches to find what came before it, which is
-    where a colour stands.
-    """
-    count = rng.randint(3, 9)
-    nouns = rng.sample(words.OBJECTS + words.ANIMALS if rng.random() < 0.7 else words.PLAIN_WORDS, count)
-    pairs = {*words.pairs("held_out", "object"), *words.pairs("held_out", "animal")}
-    adjectives = words.COLOURS if rng.random() < 0.7 else words.PLAIN_WORDS
-    said = [(rng.choice([a for a in adjectives if (a, noun) not in pairs]), noun) for noun in nouns]
-    forwards = rng.choice(["a {} {}", "{} {}", "the {} {}"])
-    backwards = rng.choice(["{1} {0}", "{1}: {0}", "the {1} is {0}"])
-    first = ", ".join(forwards.format(*pair) for pair in said)
-    second = ", ".join(backwards.format(*pair) for pair in rng.sample(said, count))
-    return [("text", f" {with_articles(first)}. {second}.")]

@@ -5,8 +5,8 @@
 AdamW, linear warm-up and cosine decay, mixed precision (bf16 arithmetic on float32 weights). Snapshots go to a scratch
 folder as it trains and are what a stopped run resumes from; the finished model replaces data/base.
 
-There are two stages. Copying comes first, by itself at about 2,000 steps. After 8,000, the model still took the first
-colour of a story for the colour of anything; the second stage asks which of several things belongs to what.
+There are two stages. Copying comes first, by itself at about 2,000 steps; the second stage asks more often which of
+several things belongs to whom. What is still weak after it: the colour of one thing in a story with several colours.
 """
 
 import argparse
