@@ -219,10 +219,8 @@ def prepare(option: "str | None") -> "None":
 def install(torch: "str", exact: "bool", info: "dict | None") -> "None":
     say("[2/3] installing the packages (the first time, a few minutes on a slow line)")
     command = [str(PYTHON), "-I", str(ROOT / "lora_lab" / "course" / "install.py"), "--torch", torch]
-    command += ["--exact"] * exact + ["--gpu"] * has_nvidia_gpu()
-    command += ["--torch-again"] * bool(
-        info and info["build"] not in (None, torch)
-    )  # versions do not tell builds apart
+    again = bool(info and info["build"] not in (None, torch))  # versions do not tell builds apart
+    command += ["--exact"] * exact + ["--gpu"] * has_nvidia_gpu() + ["--torch-again"] * again
     code = subprocess.call(command, env=environment(), close_fds=False)
     if code < 0:
         raise Stop(f"The installer was ended from outside (signal {-code}). Run the same command again.")
@@ -258,6 +256,8 @@ def parse(argv: "list") -> "tuple":
         raise Stop("Say `start` or `test`.")
     if unknown and options.command == "start":
         start.error(f"unknown: {' '.join(unknown)}")
+    if options.command == "start" and options.port is not None and not 1024 <= options.port <= 65535:
+        start.error(f"--port {options.port}: choose one between 1024 and 65535")
     return options, ours.parse_known_args(argv[1:])[1]
 
 

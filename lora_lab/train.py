@@ -146,7 +146,8 @@ def train(
 def mean_loss(model: nn.Module, examples: Sequence[dict], batch_size: int = 64, pad_id: int = 0) -> float:
     """Mean loss (nats) per labelled token over all `examples`, in evaluation mode. The modes are left as found.
 
-    Every token counts the same, however the examples are batched. Raises ValueError if `examples` is empty.
+    Every token counts the same, however the examples are batched. Raises ValueError if `examples` is empty, or holds
+    no label to predict.
     """
     if not len(examples):
         raise ValueError("examples is empty")
@@ -160,11 +161,14 @@ def mean_loss(model: nn.Module, examples: Sequence[dict], batch_size: int = 64, 
         for start in range(0, len(ordered), batch_size):
             batch = collate(ordered[start : start + batch_size], pad_id, device)
             labelled = int((batch["labels"][:, 1:] != IGNORE).sum())  # the first token has nothing before it
-            total += model(**batch).loss.item() * labelled
+            if labelled:  # the mean of no loss at all is NaN
+                total += model(**batch).loss.item() * labelled
             tokens += labelled
     finally:
         for module, mode in modes.items():
             module.training = mode
+    if not tokens:
+        raise ValueError("the examples hold no label to predict: every one is -100, or stands first")
     return total / tokens
 
 

@@ -35,13 +35,8 @@ ARGUMENTS = [
 
 
 def require_chromium() -> str:
-    """Path of Chromium; without one the test is skipped, or fails where LORA_LAB_REQUIRE_BROWSER=1."""
-    if path := browser.find():
-        return path
-    why = "no Chromium or Chrome on this machine: the widgets are NOT tested in a browser"
-    if os.environ.get("LORA_LAB_REQUIRE_BROWSER") == "1":
-        pytest.fail(why)
-    pytest.skip(why)
+    """Path of Chromium; without one the test is skipped. Where that may not be, lora_lab.course.suite makes it fail."""
+    return browser.find() or pytest.skip("no Chromium on this machine: the widgets are NOT tested in a browser")
 
 
 class Lab:

@@ -1,4 +1,4 @@
-"""What holds for every test: a fixed global seed, and one thread."""
+"""What holds for every test: a fixed global seed, one thread, and no workspace of the reader's own."""
 
 import pytest
 import torch
@@ -9,3 +9,9 @@ def repeatable() -> None:
     torch.manual_seed(0)
     # On a busy machine two threads wait for each other: ten training steps of a tiny model took 15 s instead of 0.7 s.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that wants one sets it; exercises passed in a test must not be recorded as the reader's."""
+    monkeypatch.delenv("LORA_LAB_WORKSPACE", raising=False)

@@ -8,11 +8,13 @@ import nbformat
 from nbformat import NotebookNode
 
 from lora_lab.course.execute import WIDGET, stale
+from lora_lab.paths import ROOT
 
 MOST_LINES = 30
 SHORTEST_ALT = 20
-HOST_PATH = re.compile(
-    r"(?<![\w.:/-])/(?:home|root|work|tmp|Users|usr|opt|mnt|var)/|\b[A-Za-z]:\\\w|site-packages|\.venv/"
+ROOTS = "Applications|Library|Users|Volumes|app|data|etc|home|media|mnt|opt|private|root|run|scratch|srv|tmp|usr|var"
+HOST_PATH = re.compile(  # where machines keep things, and where this one keeps the course
+    rf"(?<![\w.:/-])/(?:{ROOTS})/|{re.escape(str(ROOT))}\b|\b[A-Za-z]:\\\w|site-packages|\.venv/"
 )
 WARNING = re.compile(r"\b\w*Warning\b: ")
 ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{6,}")

@@ -1,7 +1,7 @@
 """The rank explorer and the quiz in a real JupyterLab, moved with mouse and keyboard in headless Chromium.
 
 Prints the latency of a slider step, from the pointer's event to the changed picture on the page.
-Without Chromium it skips and says so; with LORA_LAB_REQUIRE_BROWSER=1 it fails instead.
+Without Chromium it skips and says so; under `course.py test --require-browser` it fails instead.
 """
 
 from __future__ import annotations
@@ -151,13 +151,3 @@ def test_the_quiz_answers(page):
     cell.locator("input[type=radio]").nth(0).click()
     cell.get_by_text("Not quite.").wait_for(timeout=5_000)
     assert "The other one." in cell.inner_text()
-
-
-def test_a_missing_browser_is_skipped_aloud_or_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("LORA_LAB_REQUIRE_BROWSER", raising=False)
-    with pytest.raises(pytest.skip.Exception, match="NOT tested"):
-        browser.require_chromium()
-    monkeypatch.setenv("LORA_LAB_REQUIRE_BROWSER", "1")
-    with pytest.raises(pytest.fail.Exception, match="NOT tested"):
-        browser.require_chromium()

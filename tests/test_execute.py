@@ -7,6 +7,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from lora_lab import paths
 from lora_lab.course import execute
 
 DRAW = """
@@ -73,6 +74,31 @@ def test_prose_may_change_and_code_may_not(tmp_path: Path) -> None:
     assert execute.source_hash(notebook) == before
     notebook.cells[1], notebook.cells[2] = notebook.cells[2], notebook.cells[1]
     assert execute.source_hash(notebook) != before
+
+
+@pytest.mark.parametrize(
+    "name", ["base/model.safetensors", "tasks/cipher.test.jsonl", "measurements/tasks.json", "measurements/new.json"]
+)
+def test_other_data_makes_outputs_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for word, folder in (("BASE", "base"), ("TASKS", "tasks"), ("MEASUREMENTS", "measurements")):
+        monkeypatch.setattr(paths, word, tmp_path / folder)
+        (tmp_path / folder).mkdir()
+    for file in ("base/model.safetensors", "tasks/cipher.test.jsonl", "measurements/tasks.json"):
+        (tmp_path / file).write_bytes(b"1\n2\n")
+    notebook = nbformat.read(write(tmp_path / "a.ipynb"), as_version=4)
+    execute.normalise(notebook)
+    (tmp_path / "tasks/cipher.test.jsonl").write_bytes(b"1\r\n2\r\n")  # as Windows may check it out
+    (tmp_path / "tasks/.DS_Store").write_bytes(b"whatever")
+    assert execute.stale(notebook) == ""
+    (tmp_path / name).write_bytes(b"3\n")
+    assert "the data it reads" in execute.stale(notebook)
+
+
+def test_a_lesson_does_not_know_the_readers_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORA_LAB_WORKSPACE", str(tmp_path))
+    path = write(tmp_path / "00_a.ipynb", "import os\nprint(os.environ.get('LORA_LAB_WORKSPACE'))")
+    assert execute.main([str(path)]) == 0
+    assert nbformat.read(path, as_version=4).cells[1].outputs[0].text == "None\n"
 
 
 def test_normalise_takes_timings_and_states_and_keeps_the_rest(tmp_path: Path) -> None:

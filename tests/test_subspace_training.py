@@ -118,6 +118,10 @@ def test_z_gets_the_projected_gradient_of_all_weights(examples):
     loss.backward()
     assert_close(subspace.z.grad, subspace.projection.dense().T @ full)
     assert [name for name, p in subspace.named_parameters() if p.requires_grad] == ["z"]
+    assert (subspace.training, subspace.train().model.training) == (
+        False,
+        True,
+    )  # the model's mode, and one mode for both
 
 
 def test_full_dimension_is_plain_training(examples):
@@ -179,6 +183,17 @@ def test_the_trained_weights_are_in_the_subspace_and_as_far_from_the_start_as_z_
     assert model.head.weight is model.table.weight
     written = flat(model.parameters())
     assert torch.equal(flat(subspace.release().parameters()), written)  # releasing twice adds nothing
+
+
+def test_the_seed_chooses_the_subspace(examples):
+    model = TinyModel()
+    start = flat(model.parameters())
+    train_in_subspace(model, examples, 6, steps=5, seed=5, progress=False)
+    moved = flat(model.parameters()) - start
+    for seed, inside in ((5, True), (0, False)):
+        projection = Projection(len(start), 6, seed)
+        rest = moved - projection.expand(projection.reduce(moved))
+        assert (rest.norm() < 1e-4 * moved.norm()) == inside
 
 
 # --- what is left behind -------------------------------------------------------------------------------------------

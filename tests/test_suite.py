@@ -80,31 +80,44 @@ class Calls:
         return self.code
 
 
-def test_everything_is_run_unless_a_part_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_pytest_gets_the_arguments_and_never_the_readers_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls(5)
     monkeypatch.setattr(subprocess, "Popen", calls)
-    monkeypatch.setattr(browser, "find", lambda: "/usr/bin/chromium")
+    monkeypatch.setenv("LORA_LAB_WORKSPACE", "/the/readers/own")
     assert suite.main(["--require-browser", "-x", "-k", "merge"]) == 5
-    assert calls.command[-5:] == ["-x", "-k", "merge", "tests", "notebooks"]
+    assert calls.command[-5:] == ["-o", "testpaths=tests notebooks", "-x", "-k", "merge"]
     assert "--nbval-lax" in calls.command
+    assert "LORA_LAB_WORKSPACE" not in calls.env
     assert calls.env["HF_HUB_OFFLINE"] == calls.env[suite.REQUIRE] == "1"
-    named = tmp_path / "test_one.py"
-    named.write_text("")
-    suite.main([f"{named}::test_a"])
-    assert calls.command[-1] == f"{named}::test_a"
+    suite.main(["tests/test_one.py::test_a"])
+    assert calls.command[-1] == "tests/test_one.py::test_a"
     assert suite.REQUIRE not in calls.env
 
 
-def test_a_browser_is_installed_only_for_a_whole_run_and_only_when_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "ran"),
+    [([], {"tests", "notebooks"}), (["-k", "data"], {"tests", "notebooks"}), (["tests/test_data.py"], {"tests"})],
+)
+def test_only_a_path_narrows_what_is_run(pytester: pytest.Pytester, arguments: list[str], ran: set[str]) -> None:
+    """`-k data` is no path, even where a folder of that name lies."""
+    pytester.mkdir("data")
+    for folder in ("tests", "notebooks"):
+        pytester.mkdir(folder).joinpath("test_data.py").write_text("def test_data(): pass")
+    pytester.makeini("[pytest]\naddopts = --import-mode=importlib\n")
+    items, _ = pytester.inline_genitems(*suite.EVERYTHING, *arguments)
+    assert {item.path.parent.name for item in items} == ran
+
+
+def test_a_browser_is_installed_only_for_a_whole_run_and_only_when_missing(
+    inner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     installs = []
-    monkeypatch.setattr(subprocess, "Popen", Calls(0))
-    monkeypatch.setattr(browser, "install", lambda: installs.append(1))
-    monkeypatch.setattr(browser, "find", lambda: "/usr/bin/chromium")
-    suite.main([])
-    monkeypatch.setattr(browser, "find", lambda: None)
-    suite.main(["tests/test_layer.py"])
+    monkeypatch.setattr(browser, "install", lambda: installs.append(1) or "/usr/bin/chromium")
+    inner(found=None).assert_outcomes(passed=1, skipped=1)
+    monkeypatch.setattr(suite, "_is_whole", lambda arguments: True)
+    inner(found="/usr/bin/chromium").assert_outcomes(passed=2)
     assert installs == []
-    suite.main([])
+    inner(found=None).assert_outcomes(passed=2)
     assert installs == [1]
 
 
@@ -137,6 +150,6 @@ def test_a_stub_that_does_not_start_is_no_browser(tmp_path, monkeypatch: pytest.
     stub.write_text("#!/bin/sh\necho please install the snap >&2\nexit 1\n")
     stub.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.delenv(suite.BROWSER, raising=False)
+    monkeypatch.delenv("LORA_LAB_BROWSER", raising=False)
     assert browser.runs(str(stub)) is False
     assert browser.find() != str(stub)

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lora_lab import History, lora_layers, merge_
-from lora_lab.train import batch_at, collate, learning_rate
+from lora_lab.train import batch_at, collate, learning_rate, mean_loss
 
 
 def test_loss_falls_and_only_the_factors_change():
@@ -113,6 +113,25 @@ def test_padding_changes_no_loss():
     expected = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
     assert len({len(e["labels"]) for e in TRAIN_EXAMPLES[:4]}) > 1
     assert model(**collate(TRAIN_EXAMPLES[:4])).loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 99])
+def test_mean_loss_counts_every_labelled_token_once(batch_size):
+    model, total, tokens = small(dropout=0.3).train(), 0.0, 0
+    unlabelled = {"input_ids": [5, 6], "labels": [5, -100]}  # nothing stands before the first token
+    examples = [*TRAIN_EXAMPLES, unlabelled]
+    with unchanged(model):
+        loss = mean_loss(model, examples, batch_size)
+    model.eval()
+    for example in TRAIN_EXAMPLES:
+        scores = model(input_ids=torch.tensor([example["input_ids"]])).logits[0, :-1].log_softmax(-1)
+        for row, label in zip(scores, example["labels"][1:], strict=True):
+            if label != -100:
+                total, tokens = total - row[label].item(), tokens + 1
+    assert loss == pytest.approx(total / tokens, rel=1e-5)
+    for wrong, words in (([], "examples is empty"), ([unlabelled], "no label to predict")):
+        with unchanged(model), pytest.raises(ValueError, match=words):
+            mean_loss(model, wrong)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 100])
@@ -228,9 +247,12 @@ def test_a_model_without_adapters_trains_whole():
     assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
-def test_the_progress_bar_is_all_that_is_printed(capsys):
+def test_the_progress_bar_is_all_that_is_printed(capsys, monkeypatch):
     run(small())
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    run(small(), progress=True)
     assert capsys.readouterr() == ("", "")
+    monkeypatch.delenv("TQDM_DISABLE")
     run(small(), progress=True)
     out, err = capsys.readouterr()
     assert out == ""

@@ -7,7 +7,6 @@ own: the global random state, default dtype, grad mode and warning filters are p
 
 import inspect
 import random
-import re
 import sys
 import sysconfig
 import time
@@ -22,6 +21,7 @@ import torch
 
 from .describe import change, in_words, kind, snapshot
 from .limits import TimeLimit, time_limit
+from .stub import stub_exercise
 
 # Frames from these folders are not the learner's own lines.
 NOT_THEIRS = tuple(
@@ -76,7 +76,10 @@ class Guard:
             self.left -= min(wall, max(2 * used, wall / 4))
 
     def refusal(self, *args: Any) -> Exception | None:
-        """The error with which the function refuses `args`, None if it takes them. A blank or a loop is Wrong."""
+        """The error with which the function refuses `args`, None if it takes them. A blank or a loop is Wrong.
+
+        So is any NotImplementedError: no code says with it that an argument is bad.
+        """
         error = self.attempt(self.function, *args)[1]
         if error is None or (isinstance(error, Exception) and not isinstance(error, NotImplementedError)):
             return error
@@ -111,8 +114,8 @@ class Guard:
 
     def _sentence(self, error: BaseException, what: str, case: str) -> str:
         on = f" for {case}" if case else ""
-        if isinstance(error, NotImplementedError):
-            return self._blank(error)
+        if (blank := stub_exercise(error)) is not None:
+            return self._blank(blank)
         if isinstance(error, TimeLimit):
             return f"your {what} did not finish in {self.seconds:g} s{on}: is there a loop that never ends?"
         if isinstance(error, RecursionError):
@@ -123,13 +126,15 @@ class Guard:
         if "before Module.__init__() call" in str(error):
             return f"your {what} sets attributes before super().__init__(): make that its first line"
         text = str(error).strip().split("\n")[0][:200]
+        if text.startswith("Boolean value of Tensor"):  # the sentence that follows `if b:`
+            text += "; to ask whether a tensor was given, use `is not None`"
         return f"your {what} raised {type(error).__name__}{on}: {text or 'no message'}{_line(error)}"
 
-    def _blank(self, error: NotImplementedError) -> str:
-        named = re.search(r"exercise (\d+\.\d+)", str(error))
-        if named and named[1] != self.exercise:
-            return f"your {self.name} calls exercise {named[1]}, which is still blank: solve that one first"
-        return f"{self.exercise} is still blank: replace the raise line with your code"
+    def _blank(self, exercise: str) -> str:
+        if exercise == self.exercise:
+            return f"{exercise} is still blank: replace the raise line with your code"
+        where = f" (exercise {exercise})" if exercise else ""
+        return f"your {self.name}, or something it calls, is still blank{where}: replace the raise line with your code"
 
 
 def _line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ A check is a function of the guarded answer and a seeded source of random cases:
 A learner then writes `check.truncate(truncate)`. It prints one line and records the progress, or raises AssertionError.
 """
 
+import re
 import sys
 import textwrap
 import warnings
@@ -23,6 +24,10 @@ from torch import Tensor
 
 from .guard import Guard, Wrong, as_answer, isolated
 
+# What a line must not be broken in: "A 6 × 6", "x of length 5", "rank = 2", [2, 5], (1.5, 2), short pieces of code.
+_TOGETHER = re.compile(
+    r"(?:\w+ )?(?:of )?\d+(?: × \d+)+|\w+ of length \d+|\w+ = [^\s,]+|[\[(][-\d., ]{1,40}[\])]|`[^`]{1,60}`|\(stuck\? \S+"
+)
 SECONDS = 10.0  # for all calls of the learner's function in one check
 T = TypeVar("T")
 
@@ -88,7 +93,8 @@ class Exercise:
     def __call__(self, answer: Any, seed: int = 0, *, seconds: float = SECONDS) -> None:
         """Check a learner's function on the cases of `seed`.
 
-        Prints one line, records the pass and returns None, or raises AssertionError with one sentence. Leaves the
+        Prints one line, records the pass and returns None, or raises AssertionError with one sentence and where to
+        find a hint. Leaves the
         global random state, default dtype, grad mode and warning filters as they were. `seconds` limits the
         learner's code.
         """
@@ -104,9 +110,9 @@ class Exercise:
     run = __call__
 
     def _failure(self, sentence: str) -> AssertionError:
-        error = AssertionError(sentence)
+        error = AssertionError(sentence := f'{sentence} (stuck? course.hint("{self.id}"))')
         # IPython shows this in place of a traceback, whose frames would all be the course's own.
-        lines = textwrap.wrap(sentence, 100, break_long_words=False, break_on_hyphens=False)
+        lines = wrapped(sentence)
         error._render_traceback_ = lambda: [f"\x1b[31m✗ {self.id}\x1b[0m  {lines[0]}", *lines[1:]]
         return error
 
@@ -131,6 +137,13 @@ def exercise(
         return Exercise(id, name or check.__name__, points, minutes, hints, takes, check)
 
     return wrap
+
+
+def wrapped(sentence: str, width: int = 100) -> list[str]:
+    """The sentence in lines of at most `width`, with shapes, indices and short pieces of code kept in one line."""
+    held = _TOGETHER.sub(lambda found: found[0].replace(" ", "\u00a0"), sentence)  # textwrap breaks at spaces only
+    lines = textwrap.wrap(held, width, break_long_words=False, break_on_hyphens=False)
+    return [line.replace("\u00a0", " ") for line in lines]
 
 
 def say(line: str) -> None:

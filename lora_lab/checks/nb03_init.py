@@ -58,25 +58,23 @@ def _refuse_start(A: Tensor, B: Tensor) -> None:
         raise Wrong("your init_factors repeats numbers in A: draw every entry on its own")
 
 
-def _refuse_distribution(A: Tensor, out: int) -> None:
-    """Wrong unless the entries of a large A are uniform within ±1/√in."""
+def refuse_distribution(A: Tensor, out: int, subject: str) -> None:
+    """Wrong unless the entries of a large A (rank, in) are uniform within ±1/√in."""
     rank, wide = A.shape
     bound, largest = wide**-0.5, float(A.abs().max())
     numbers = f"in = {wide}: the bound is {bound:.4g}, and the largest entry of A is {largest:.4g}"
     if float(A.min()) >= 0 or float(A.max()) <= 0:
-        raise Wrong(
-            f"your init_factors draws A on one side of zero only: it is uniform from -1/√in to 1/√in ({numbers})"
-        )
+        raise Wrong(f"{subject} draws A on one side of zero only: it is uniform from -1/√in to 1/√in ({numbers})")
     if float(A.double().pow(4).mean() / A.double().square().mean() ** 2) > 2.3:  # uniform 1.8, Gaussian 3
-        raise Wrong(f"your init_factors draws A from a Gaussian: it is uniform within ±1/√in ({numbers})")
+        raise Wrong(f"{subject} draws A from a Gaussian: it is uniform within ±1/√in ({numbers})")
     if abs(largest / bound - 1) > 0.01:
         found = (says for says, value in BOUNDS if abs(largest / value(out, wide, rank) - 1) < 0.01)
         says = next(found, f"about {largest / bound:.3g} times 1/√in")
-        raise Wrong(f"your init_factors draws A within ±{says} ({numbers})")
+        raise Wrong(f"{subject} draws A within ±{says} ({numbers})")
     grid = torch.linspace(0, 1, A.numel(), dtype=torch.float64)
     gap = float(((A.double().flatten().sort().values / bound + 1) / 2 - grid).abs().max())
     if gap > 0.025:
-        raise Wrong(f"your init_factors keeps within ±1/√in, but does not draw A uniformly there ({numbers})")
+        raise Wrong(f"{subject} keeps within ±1/√in, but does not draw A uniformly there ({numbers})")
 
 
 @exercise(
@@ -104,6 +102,6 @@ def init_factors(answer: Guard, cases: Cases) -> str:
     for (out, wide, rank), seed in zip(large, cases.seeds(2), strict=True):
         A, B = _read(answer, out, wide, rank, seed)
         _refuse_start(A, B)
-        _refuse_distribution(A, out)
+        refuse_distribution(A, out, "your init_factors")
     refuse_unseeded(answer, cases, lambda guard, seed: _read(guard, 7, 11, 3, seed)[0])
     return f"A uniform within ±1/√in and B zero on {len(small) + len(large)} random shapes"

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .compare import Mistake, Trial, same, tensor
+from .compare import Mistake, Trial, number, same, tensor
 from .describe import change, describe, dtype, kind, shape, snapshot
 from .guard import Guard, Wrong
 from .harness import Cases, exercise
+from .nb03_init import refuse_distribution
 from .nb03_maths import plain
 
 NAME = "your MyLoRALinear"
@@ -132,6 +133,36 @@ def _refuse_start(layer: nn.Module) -> None:
         raise Wrong(f"{NAME} fills A with one number: draw it at random, or every direction is the same")
 
 
+def _refuse_scale(layer: nn.Module, rank: int, alpha: float) -> None:
+    wanted = f"alpha / rank = {alpha:g} / {rank} = {alpha / rank:.4g}"
+    if not hasattr(layer, "scale"):
+        raise Wrong(f"{NAME} has no attribute scale: later exercises read it, so keep self.scale = alpha / rank")
+    kept = number(layer.scale, f"the attribute scale of {NAME}")
+    if not same(kept, alpha / rank):
+        raise Wrong(f"{NAME} keeps {kept:.4g} as its attribute scale, but self.scale is {wanted}")
+
+
+def _refuse_draw(answer: Guard, cases: Cases) -> None:
+    """Wrong unless A comes from torch's global generator, anew for each layer, uniform within ±1/√in."""
+    out, wide, rank = cases.integer(30, 40), cases.integer(350, 450), 24
+    base = nn.Linear(wide, out)
+    seed = cases.seeds(1)[0]
+
+    def draw() -> Tensor:
+        return answer(base, rank, 2 * rank + 1, untouched=False).A.detach()
+
+    torch.default_generator.manual_seed(seed)
+    first, second = draw(), draw()
+    if torch.equal(first, second):
+        raise Wrong(f"{NAME} gives two layers the same A: draw from torch's global generator as it is, without a seed")
+    torch.default_generator.manual_seed(seed)
+    if not torch.equal(first, draw()):
+        raise Wrong(
+            f"{NAME} gives another A after the same torch.manual_seed: draw it with torch, from the global generator"
+        )
+    refuse_distribution(first, out, NAME)
+
+
 def _built(answer: Guard, base: nn.Linear, rank: int, alpha: float) -> nn.Module:
     """The learner's layer around `base`, after everything about it that needs no forward pass was checked."""
     before = [values.detach().clone() for values in base.parameters()]
@@ -141,6 +172,7 @@ def _built(answer: Guard, base: nn.Linear, rank: int, alpha: float) -> nn.Module
     _refuse_factor(layer, "B", (base.out_features, rank), base)
     _refuse_extra(layer, base)
     _refuse_start(layer)
+    _refuse_scale(layer, rank, alpha)
     if any(not torch.equal(then, now) for then, now in zip(before, base.parameters(), strict=True)):
         raise Wrong(f"{NAME} changes the numbers in its base: they stay as they are")
     return layer
@@ -203,13 +235,13 @@ def _try(answer: Guard, cases: Cases, trial: Trial, sizes: tuple, kept: torch.dt
     minutes=15,
     hints=(
         "The layer owns three things: the frozen layer it wraps, and two new parameters. Its forward is exercise 3.1.",
-        "After super().__init__(): self.base = base with requires_grad_(False), then A and B as float32 nn.Parameters, "
-        "as in exercise 3.2. In forward, self.base(x) has W and b in it; give the factors x in their own dtype.",
-        "y = base(x); update = (x in A's dtype) through A, through B; return (y + alpha / rank · update) in y's dtype.",
+        "After super().__init__(): self.base = base with requires_grad_(False), self.scale = alpha / rank, then A and B "
+        "as float32 nn.Parameters, started as in exercise 3.2. In forward, self.base(x) has W and b in it; give the factors x in their own dtype.",
+        "y = base(x); update = (x in A's dtype) through A, through B; return (y + self.scale · update) in y's dtype.",
     ),
 )
 def MyLoRALinear(answer: Guard, cases: Cases) -> str:
-    """A module with a frozen .base and trainable .A and .B."""
+    """A module with a frozen .base, trainable .A and .B, and .scale."""
     if not (inspect.isclass(answer.function) and issubclass(answer.function, nn.Module)):
         raise Wrong("your MyLoRALinear should be a class: class MyLoRALinear(nn.Module)")
     labels = ("x", "base", "A", "B", "rank", "alpha")
@@ -231,4 +263,5 @@ def MyLoRALinear(answer: Guard, cases: Cases) -> str:
                 break
             raise
     trial.verdict()
+    _refuse_draw(answer, cases)
     return f"{len(plans)} layers, half-precision bases among them: forward, gradients, dtypes, what is frozen"

@@ -75,6 +75,15 @@ FORWARD_MISTAKES = (
     ),
 )
 
+# W x is written for one column x. These run only where batch = in, so they are looked for when another shape crashes.
+COLUMNS = (
+    ("W @ x and B @ (A @ x)", lambda x, W, b, A, B, scale: W @ x + plain(b) + scale * (B @ (A @ x))),
+    ("B @ (A @ x)", lambda x, W, b, A, B, scale: x @ W.T + plain(b) + scale * (B @ (A @ x))),
+    ("W @ x", lambda x, W, b, A, B, scale: W @ x + plain(b) + scale * (x @ A.T @ B.T)),
+    ("A @ x", lambda x, W, b, A, B, scale: x @ W.T + plain(b) + scale * ((A @ x) @ B.T)),
+    ("A @ x", lambda x, W, b, A, B, scale: W @ x + plain(b) + scale * ((A @ x) @ B.T)),
+)
+
 
 class _Watch(TorchFunctionMode):
     """Notices when an (out, in) product of the factors is formed."""
@@ -111,6 +120,22 @@ def _forward_cases(cases: Cases) -> list[tuple]:
     return inputs
 
 
+def _refuse_columns(answer: Guard, square: tuple, oblong: tuple) -> None:
+    """Wrong if the answer takes the rows of x for columns: it crashes on `oblong`, and `square` shows why."""
+    try:
+        answer(*oblong)
+    except Wrong:
+        try:
+            got = answer(*square)
+        except Wrong:
+            return  # whatever else is wrong, `judge` finds it
+        if found := next((written for written, does in COLUMNS if same(got, does(*square))), ""):
+            raise Wrong(
+                f"your lora_forward multiplies x from the left, {found}, as if x were one column: it is a batch with "
+                f"its examples in rows ({answer.case(*oblong)}), so W x becomes x @ W.T, and A x becomes x @ A.T"
+            ) from None
+
+
 @exercise(
     "3.1",
     takes=("x", "W", "b", "A", "B", "scale"),
@@ -125,6 +150,7 @@ def _forward_cases(cases: Cases) -> list[tuple]:
 def lora_forward(answer: Guard, cases: Cases) -> str:
     """y = x Wᵀ + b + s·(x Aᵀ) Bᵀ, without forming B A."""
     inputs = _forward_cases(cases)
+    _refuse_columns(answer, *inputs[:2])
     count = judge(
         answer,
         inputs,

@@ -8,7 +8,7 @@ from .describe import change, kind, snapshot
 from .guard import Guard, Wrong
 from .harness import Cases, exercise
 from .nb03_names import right_matches
-from .nb03_toy import Toy, is_wrapper
+from .nb03_toy import LowRank, Toy, is_wrapper
 
 
 def _wrapped(model: nn.Module) -> dict[str, nn.Module]:
@@ -128,6 +128,22 @@ def _refuse_silence(answer: Guard, model: Toy, args: tuple, why: str, why_short:
         raise Wrong(f"your adapt refuses when {why_short}, but by then it {what}: look first, change afterwards")
 
 
+def _refuse_one_class(answer: Guard, cases: Cases) -> None:
+    """Wrong unless adapt refuses a model whose LoRA layer is of a class that it has never seen."""
+    model = Toy(cases).requires_grad_(False)
+    model.head = LowRank(model.head, 2, 5)
+    before = snapshot(model)
+    if answer.refusal(model, ["q_proj"], 3, 7) is None:
+        raise Wrong(
+            "your adapt goes on when the model holds a LoRA layer of another class (LowRank, with .base, .A and .B): "
+            "isinstance knows one class, so look for any module that has an A and a B"
+        )
+    if what := change("model", before, model):
+        raise Wrong(
+            f"your adapt refuses a LoRA layer of another class, but by then it {what}: look first, change afterwards"
+        )
+
+
 @exercise(
     "3.6",
     takes=("model", "targets", "rank", "alpha"),
@@ -138,9 +154,9 @@ def _refuse_silence(answer: Guard, model: Toy, args: tuple, why: str, why_short:
         "belong to the first step, while the model is still as it was.",
         "Collect the matching linear layers of named_modules() in a list before you change anything. A layer is "
         "replaced on its parent, with setattr: the parent of blocks.0.mlp is blocks.0, that of head is the model.",
-        "Refuse if a module is a LoRALinear already, or if nothing matches; model.requires_grad_(False); for each "
+        "Refuse if a module has an A and a B already, or if nothing matches; model.requires_grad_(False); for each "
         "match, rpartition('.') splits its path into the parent's, for model.get_submodule, and the name; set there "
-        "LoRALinear(layer, rank, alpha).",
+        "MyLoRALinear(layer, rank, alpha).",
     ),
 )
 def adapt(answer: Guard, cases: Cases) -> str:
@@ -167,4 +183,5 @@ def adapt(answer: Guard, cases: Cases) -> str:
     for targets in (["q_proj", "v_proj"], ["o_proj"]):
         said = "the model is adapted already"
         _refuse_silence(answer, models[0], (targets, 3, 7), f"{said} (targets {targets})", said)
-    return f"{len(plans)} models adapted, 4 refused in time"
+    _refuse_one_class(answer, cases)
+    return f"{len(plans)} models adapted, 5 refused in time"

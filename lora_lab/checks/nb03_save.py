@@ -1,6 +1,5 @@
 """Checks 3.7 and 3.8: folding the update into W, and the adapter alone under PEFT's names."""
 
-import inspect
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from .compare import Mistake, attempt, judge, same, tensor
 from .describe import dtype, kind, short
 from .guard import Guard, Wrong
 from .harness import Cases, exercise
-from .nb03_toy import Toy
+from .nb03_toy import LowRank, Toy
 
 
 def right_merge(W: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
@@ -190,28 +189,18 @@ def _model(cases: Cases, layer_class: type) -> tuple[Toy, dict[str, nn.Module], 
     return model, layers, alpha / rank
 
 
-def _layer_classes(function: Any) -> list[type]:
-    """lora_lab's layer first, then those that the learner's function may look for by name."""
-    names = getattr(function, "__globals__", {})
-    others = [names.get("LoRALinear"), names.get("MyLoRALinear")]
-    return list(dict.fromkeys([LoRALinear, *(each for each in others if inspect.isclass(each))]))
-
-
-def _state(answer: Guard, cases: Cases) -> tuple[dict, dict[str, nn.Module], float]:
+def _state(answer: Guard, cases: Cases, layer_class: type) -> tuple[dict, dict[str, nn.Module], float]:
     """The learner's state of a model, the model's LoRA layers by path, and their scale."""
-    for layer_class in _layer_classes(answer.function):
-        try:
-            model, layers, scale = _model(cases, layer_class)
-        except Exception:
-            if layer_class is LoRALinear:
-                raise
-            continue  # a layer of the learner's own that is not finished
-        state = answer(model)
-        if not isinstance(state, dict):
-            raise Wrong(f"your adapter_state should return a dict of tensors, not {kind(state)}")
-        if state:
-            return state, layers, scale
-    raise Wrong("your adapter_state found no LoRA layer in a model with three: look for LoRALinear in named_modules()")
+    model, layers, scale = _model(cases, layer_class)
+    state = answer(model)
+    if not isinstance(state, dict):
+        raise Wrong(f"your adapter_state should return a dict of tensors, not {kind(state)}")
+    if not state:
+        raise Wrong(
+            f"your adapter_state found no LoRA layer in a model with three, of the class {layer_class.__name__}: look "
+            "for modules that have an A and a B, whatever their class"
+        )
+    return state, layers, scale
 
 
 def _refuse_alias(state: dict[str, Tensor], layers: dict[str, nn.Module]) -> None:
@@ -235,16 +224,16 @@ def _refuse_alias(state: dict[str, Tensor], layers: dict[str, nn.Module]) -> Non
     minutes=10,
     hints=(
         "An adapter file holds two small tensors for each adapted layer. Where are they, and what does PEFT call them?",
-        "Walk over named_modules() and keep the LoRALinear ones. PEFT's key is base_model.model. + the path + "
-        ".lora_A.weight. A value that training goes on to change is not saved.",
+        "Walk over named_modules() and keep any module with an A and a B, as in 3.6. PEFT's key is base_model.model. + "
+        "the path + .lora_A.weight. A value that training goes on to change is not saved.",
         "For each path and layer: state[prefix + path + '.lora_A.weight'] is layer.A, detached and cloned; B likewise.",
     ),
 )
 def adapter_state(answer: Guard, cases: Cases) -> str:
     """A and B under PEFT's keys."""
-    count = 3
-    for _ in range(count):
-        state, layers, scale = _state(answer, cases)
+    classes = (LoRALinear, LowRank, LoRALinear)  # the second cannot be found by isinstance
+    for layer_class in classes:
+        state, layers, scale = _state(answer, cases, layer_class)
         _refuse_keys(state, list(layers))
         for path, layer in layers.items():
             pair = {"A": layer.A.detach(), "B": layer.B.detach()}
@@ -257,4 +246,4 @@ def adapter_state(answer: Guard, cases: Cases) -> str:
                     scale,
                 )
         _refuse_alias(state, layers)
-    return f"A and B of {count} models under PEFT's keys"
+    return f"A and B of {len(classes)} models under PEFT's keys"

@@ -61,6 +61,19 @@ class Toy(nn.Module):
         return torch.randint(self.vocabulary, (3, 5), generator=cases.generator)
 
 
+class LowRank(nn.Module):
+    """A LoRA layer of a class that no answer knows by name: .base, .A (rank, in), .B (out, rank), .scale."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.base, self.scale = base.requires_grad_(False), alpha / rank
+        self.A = nn.Parameter(torch.empty(rank, base.in_features).uniform_(-1, 1) / base.in_features**0.5)
+        self.B = nn.Parameter(torch.zeros(base.out_features, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.scale * (x @ self.A.T @ self.B.T)
+
+
 def is_wrapper(module: nn.Module) -> bool:
     """Whether a module looks like a LoRA layer: .base, .A and .B."""
     return all(hasattr(module, name) for name in ("base", "A", "B"))

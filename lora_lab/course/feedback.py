@@ -1,5 +1,7 @@
 """A step of nbgrader's feedback: secret seeds are blotted out of tracebacks, which quote the cell that failed.
 
+Secret are the seeds between the marks of the hidden tests, and only those: a seed of the learner's own stays readable.
+
 nbgrader_config.py of a release names it; nbgrader's own ClearHiddenTests, right after it, takes the tests out.
 """
 
@@ -8,19 +10,25 @@ import re
 from nbformat import NotebookNode
 from nbgrader.preprocessors import NbGraderPreprocessor
 
-_SEED = re.compile(r"seed=(\d+)")
+from lora_lab.course.release import BEGIN, END
+
+_HIDDEN = re.compile(f"{re.escape(BEGIN)}(.*?){re.escape(END)}", re.DOTALL)
+_SEED = re.compile(r"\bseed=(\d+)")
 
 
 class HideSeeds(NbGraderPreprocessor):
-    """Replaces every seed that a cell's source mentions, wherever its outputs repeat it."""
+    """Replaces every seed of a cell's hidden tests, wherever the cell's outputs repeat it."""
 
     def preprocess_cell(self, cell: NotebookNode, resources: dict, index: int) -> tuple[NotebookNode, dict]:
-        """Blot out the seeds of one cell, in place."""
-        for seed in _SEED.findall(cell.source) if cell.cell_type == "code" else ():
+        """Blot out the secret seeds of one cell, in place."""
+        hidden = " ".join(_HIDDEN.findall(cell.source)) if cell.cell_type == "code" else ""
+        for seed in sorted(set(_SEED.findall(hidden))):
+            # Not \b: in a coloured traceback the number follows the letter m of an escape sequence.
+            whole = re.compile(rf"(?<!\d){seed}(?!\d)")
             for output in cell.outputs:
                 if output.output_type == "error":
-                    output.traceback = [line.replace(seed, "...") for line in output.traceback]
-                    output.evalue = output.evalue.replace(seed, "...")
+                    output.traceback = [whole.sub("...", line) for line in output.traceback]
+                    output.evalue = whole.sub("...", output.evalue)
                 elif output.output_type == "stream":
-                    output.text = output.text.replace(seed, "...")
+                    output.text = whole.sub("...", output.text)
         return cell, resources

@@ -23,19 +23,19 @@ from typing import TYPE_CHECKING
 
 from lora_lab import paths
 from lora_lab.course.files import CourseError, explain
-from lora_lab.course.notebooks import INSTRUCTOR, Lesson, exercise_of, lessons
+from lora_lab.course.notebooks import INSTRUCTOR, STUB, Lesson, exercise_of, lessons
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 BEGIN, END = "### BEGIN HIDDEN TESTS", "### END HIDDEN TESTS"
 
-_CONFIG = '''"""nbgrader's configuration. Run nbgrader in this folder, with the course's environment active."""
+_CONFIG = f'''"""nbgrader's configuration. Run nbgrader in this folder, with the course's environment active."""
 
 c = get_config()  # noqa: F821 (nbgrader provides it)
 
 c.CourseDirectory.course_id = "lora-lab"
-c.ClearSolutions.code_stub = {"python": 'raise NotImplementedError("your code here")'}
+c.ClearSolutions.code_stub = {{"python": 'raise NotImplementedError("{STUB}")'}}
 
 # A cell that does not end is interrupted, fails, and the next one runs.
 c.Execute.timeout = 300
@@ -149,8 +149,12 @@ def _refuse_unfit(folder: Path) -> None:
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CourseError(f"{folder} is not an empty folder. A release is never written over another: name a new one.")
-    if paths.NOTEBOOKS.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise CourseError(f"{folder} lies among the lessons themselves. Name a folder outside the course.")
+    clone = paths.ROOT.resolve()
+    if clone in (folder.resolve(), *folder.resolve().parents):
+        raise CourseError(
+            f"{folder} lies in the course's own folder, where one `git add` could publish the solutions and the "
+            f"secret seeds. Name a folder outside {clone}."
+        )
 
 
 def _write_source(course: Path, lesson: Lesson, draw: random.Random) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_lab.course.files import CourseError
-from lora_lab.course.notebooks import Lesson, exercise_of, graded, lessons, read_notebook
+from lora_lab.course.notebooks import STUB, Lesson, exercise_of, graded, lessons, read_notebook
 
 if TYPE_CHECKING:
     from nbclient import NotebookClient
@@ -207,7 +207,7 @@ def _run_cell(client: "NotebookClient", cell: "NotebookNode", index: int) -> str
     message = " ".join(str(reply.get("evalue", "")).split())
     if reply["ename"] in ("AssertionError", "Wrong") and message:
         return message
-    if reply["ename"] == "NotImplementedError" and message.endswith("your code here"):
+    if reply["ename"] == "NotImplementedError" and message.endswith(STUB):
         return _UNWRITTEN
     return f"{reply['ename']}: {message}" if message else reply["ename"]
 

@@ -11,16 +11,17 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 
 from lora_lab.course import browser, execute
+from lora_lab.course.files import ENVIRONMENT_VARIABLE
 from lora_lab.paths import ROOT
 
 REQUIRE = "LORA_LAB_REQUIRE_BROWSER"
-BROWSER = "LORA_LAB_BROWSER"
 NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600"]
+# What pytest runs when no path is named. It knows which of its arguments are paths: in `-k data`, data is none.
+EVERYTHING = ["-o", "testpaths=tests notebooks"]
 
 
 class Suite:
@@ -34,8 +35,16 @@ class Suite:
         self.cells: dict[str, int] = defaultdict(int)
         self.browser_tests: list[str] = []
 
-    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        self.whole = not config.option.keyword and not config.option.markexpr and _is_whole(config.args)
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection(self, session: pytest.Session) -> None:
+        option = session.config.option
+        self.whole = not option.keyword and not option.markexpr and _is_whole(session.config.args)
+        if self.whole and not self.browser:
+            capture = session.config.pluginmanager.getplugin("capturemanager")
+            with capture.global_and_fixture_disabled():  # it says what it does, and takes a minute
+                self.browser = browser.install()
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("browser") and not self.browser:
                 item.add_marker(pytest.mark.skip(reason="no Chromium on this machine"))
@@ -101,14 +110,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--require-browser", action="store_true", help="fail when the browser test cannot run")
     options, arguments = parser.parse_known_args(argv)
     env = os.environ | execute.ENVIRONMENT | ({REQUIRE: "1"} if options.require_browser else {})
-    if not any(Path(argument.split("::")[0]).exists() for argument in arguments):
-        arguments += ["tests", "notebooks"]
-    if not browser.find() and _is_whole(arguments):
-        browser.install()
-    found = browser.find()
-    if found:
-        env[BROWSER] = found
-    command = [sys.executable, "-m", "pytest", "-p", "lora_lab.course.suite", *NBVAL, *arguments]
+    env.pop(ENVIRONMENT_VARIABLE, None)  # the solved lessons would record their exercises as passed by the reader
+    command = [sys.executable, "-m", "pytest", "-p", "lora_lab.course.suite", *NBVAL, *EVERYTHING, *arguments]
     process = subprocess.Popen(command, env=env, cwd=ROOT)
     try:
         return process.wait()

@@ -21,9 +21,9 @@ from lora_lab.world.measure import circumstances, write_json
 
 TASK, STEPS, BATCH = "support_desk", 100, 16
 DIMENSIONS = (16, 64, 256, 1024, 4096, 16384)
-# Step of each weight under Adam, for every d alike; the rate of z follows from it (see `default_lr`).
-STEP_PER_WEIGHT = (1e-3, 3e-3, 1e-2)
-FULL_RATES = (1e-3, 3e-3, 1e-2)
+# Step of each weight under Adam, the same candidates for every d and for full training; the rate of z follows from it
+# (see `default_lr`). If the largest candidate is the best, larger ones are tried until one is not.
+STEPS_PER_WEIGHT, FACTOR = (1e-3, 3e-3, 1e-2), 3.0
 
 
 def train_all(model, examples: list[dict], steps: int, lr: float, seed: int = 0, progress: bool = False):
@@ -60,12 +60,19 @@ def measure(base, tokenizer, seeds: int) -> dict:
     """{"base": loss, "full": {...}, "subspace": {d: {...}}}; each {...} has the chosen step and one loss a seed."""
     data = {split: encode(load(TASK, split), tokenizer) for split in ("train", "validation", "test")}
 
-    def point(dimension: int | None, candidates: tuple[float, ...]) -> dict:
-        first = {step: run(base, data["train"], dimension, step, seed=0) for step in candidates}
-        validation = {step: mean_loss(model, data["validation"]) for step, model in first.items()}
-        best = min(validation, key=validation.get)
-        models = [first[best]] + [run(base, data["train"], dimension, best, seed) for seed in range(1, seeds)]
-        losses = [round(mean_loss(model, data["test"]), 4) for model in models]
+    def point(dimension: int | None) -> dict:
+        models, validation = {}, {}
+
+        def attempt(step: float) -> None:
+            models[step] = run(base, data["train"], dimension, step, seed=0)
+            validation[step] = mean_loss(models[step], data["validation"])
+
+        for step in STEPS_PER_WEIGHT:
+            attempt(step)
+        while (best := min(validation, key=validation.get)) == max(validation):
+            attempt(FACTOR * best)
+        repeats = [models[best]] + [run(base, data["train"], dimension, best, seed) for seed in range(1, seeds)]
+        losses = [round(mean_loss(model, data["test"]), 4) for model in repeats]
         print(f"d = {dimension or 'all'}: step {best:g}, test loss {losses}", flush=True)
         return {
             "step": best,
@@ -75,8 +82,8 @@ def measure(base, tokenizer, seeds: int) -> dict:
 
     return {
         "base": round(mean_loss(base, data["test"]), 4),
-        "full": point(None, FULL_RATES),
-        "subspace": {str(d): point(d, STEP_PER_WEIGHT) for d in DIMENSIONS},
+        "full": point(None),
+        "subspace": {str(d): point(d) for d in DIMENSIONS},
     }
 
 

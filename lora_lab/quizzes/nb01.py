@@ -2,11 +2,11 @@
 
 QUESTIONS = [
     (
-        "A 500 × 300 update is the sum of a rank-8 matrix and noise of size 1e-6. Its "
-        "numerical rank in float32 is about ...",
+        "A 500 × 300 update is the sum of a rank-8 matrix with entries of about 1e-3 and noise of about 1e-4 in every "
+        "entry. Its numerical rank in float32 is ...",
         [
-            ("8", False, "Only if the noise is below the threshold of the rank count."),
-            ("300", True, "Noise makes every row independent. The energy rank would still say 8."),
+            ("8", False, "Only if the noise were below the threshold of the rank count, here about 1e-5."),
+            ("300", True, "The noise fills every direction. The energy rank at 90 % is still 8 at most."),
             ("500", False, "Rank is at most the smaller side, 300."),
         ],
     ),

@@ -10,7 +10,12 @@ QUESTIONS = [
                 "Neither factor ever gets a gradient: each contains the other.",
             ),
             ("Nothing ever changes.", True, "dL/dA contains B and dL/dB contains A. Both are zero, and stay zero."),
-            ("The first step is wasted, then it trains.", False, "That is the case if ONE factor is zero."),
+            (
+                "The first step is wasted, then it trains.",
+                False,
+                "No step ever helps. With ONE factor at zero no step is wasted either: that factor moves in step one, "
+                "and the other one from step two.",
+            ),
         ],
     ),
     (
@@ -37,7 +42,8 @@ QUESTIONS = [
             (
                 "nothing.",
                 True,
-                "The reference must be taken before the merge. A difference of exactly zero is itself suspicious.",
+                "The reference must be taken before the merge. A difference of exactly zero is trustworthy only between "
+                "two objects that were computed separately.",
             ),
             ("that the model runs in float64.", False, "float64 would still leave a rounding difference."),
         ],
