@@ -129,7 +129,17 @@ def test_away_from_its_clone(clone: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["strat"], ["start", "--prot", "8888"], ["start", "--port", "http"], ["test", "--torch", "gpu"], []]
+    "arguments",
+    [
+        ["strat"],
+        ["start", "--prot", "8888"],
+        ["start", "--port", "http"],
+        ["start", "--port", "99999"],
+        ["start", "--port", "0"],
+        ["start", "--port", "80"],
+        ["test", "--torch", "gpu"],
+        [],
+    ],
 )
 def test_mistyped(clone: Path, arguments: list[str]) -> None:
     done = start(clone, *arguments)

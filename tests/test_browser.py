@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import statistics
 from collections.abc import Iterator
-from pathlib import Path
 
 import browser
 import numpy as np

@@ -4,15 +4,20 @@ import signal
 import threading
 import time
 
+import nbformat
 import pytest
 import torch
 from answers import sentence, wrong
 
 from lora_lab.checks import exercises
 from lora_lab.checks.limits import TimeLimit, time_limit
+from lora_lab.checks.stub import STUB
+from lora_lab.course.notebooks import BEGIN, END
+from lora_lab.course.notebooks import blank as blank_copy
 from lora_lab.spectrum import truncate as right_truncate
 
 TRUNCATE = exercises()["1.2"]
+POINTER = ' (stuck? course.hint("1.2"))'
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +30,9 @@ def no_workspace(tmp_path, monkeypatch):
 def said_about(function, **settings):
     with pytest.raises(AssertionError) as caught:
         TRUNCATE(function, **settings)
-    return str(caught.value)
+    said = str(caught.value)
+    assert said.endswith(POINTER)
+    return said.removesuffix(POINTER)
 
 
 def endless(W, rank):
@@ -146,8 +153,12 @@ class TestEveryWayToFail:
             (AssertionError("mine"), "raised AssertionError for W"),
             (TimeLimit(), "did not finish"),
             (MemoryError("too much"), "raised MemoryError"),
-            (NotImplementedError(), "1.2 is still blank: replace the raise line"),
-            (NotImplementedError("exercise 1.1: your code here"), "calls exercise 1.1, which is still blank"),
+            (NotImplementedError(STUB.format(id="1.2")), "1.2 is still blank: replace the raise line"),
+            (NotImplementedError(STUB.format(id="1.1")), "your truncate, or something it calls, is still blank (exer"),
+            (NotImplementedError("your code here"), "your truncate, or something it calls, is still blank: replace"),
+            (NotImplementedError(), "your truncate raised NotImplementedError for W"),
+            (NotImplementedError("exercise 1.2 is hard"), ": exercise 1.2 is hard (in the line `raise error`)"),
+            (ValueError("your code here"), "raised ValueError for W"),
         ],
         ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
     )
@@ -155,6 +166,37 @@ class TestEveryWayToFail:
         said = said_about(raising(error))
         assert part in said
         assert "\n" not in said
+
+    def test_what_torch_has_not_implemented_is_no_blank(self):
+        def truncate(W, rank):
+            U, s, Vh = torch.linalg.svd(W.bfloat16(), full_matrices=False)
+            return U[:, :rank] * s[:rank] @ Vh[:rank]
+
+        try:
+            truncate(torch.ones(2, 3), 1)
+        except NotImplementedError as error:
+            torchs_own = str(error).split("\n")[0][:60]
+        else:
+            pytest.skip("this torch has an SVD in bfloat16")
+        said = said_about(truncate)
+        assert torchs_own in said
+        assert "your truncate raised NotImplementedError for W" in said
+        assert "(in the line `U, s, Vh = torch.linalg.svd(W.bfloat16(), full_matrices=False)`)" in said
+        assert "blank" not in said
+
+    def test_a_blank_ends_in_the_pointer_once(self):
+        with pytest.raises(AssertionError) as caught:
+            TRUNCATE(raising(NotImplementedError(STUB.format(id="1.2"))))
+        assert str(caught.value) == f"1.2 is still blank: replace the raise line with your code{POINTER}"
+
+    def test_the_stub_is_what_a_learners_copy_says(self):
+        cell = {
+            "cell_type": "code",
+            "source": f"{BEGIN}\nx = 1\n{END}",
+            "metadata": {"nbgrader": {"grade_id": "ex-1-2"}},
+        }
+        made = blank_copy(nbformat.from_dict({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+        assert made.cells[0].source == f'raise NotImplementedError("{STUB.format(id="1.2")}")'
 
     def test_the_learners_line_is_shown(self):
         assert "(in the line `raise error`)" in said_about(raising(ValueError("no")))

@@ -54,6 +54,18 @@ class TestNoTrace:
         shown = error._render_traceback_()  # what IPython prints
         assert " ".join(shown) == f"\x1b[31m✗ 1.2\x1b[0m  {error}"
         assert max(map(len, shown)) < 120
+        assert str(error).count('(stuck? course.hint("1.2"))') == 1
+        assert str(error).endswith('(stuck? course.hint("1.2"))')
+
+    @pytest.mark.parametrize("piece", ["A 6 × 6", "b of length 5", "[2, 5]", "rank = 3", "`U @ V`", "(rank 4 × 5 × 6)"])
+    def test_no_line_ends_inside_a_shape_or_an_index(self, piece):
+        """Wherever the line happens to end."""
+        for before in range(60, 110):
+            sentence = "x" * before + f" {piece} and more words"
+            lines = harness.wrapped(sentence)
+            assert " ".join(lines) == sentence
+            assert any(piece.strip("()").removeprefix("rank 4 × ") in line for line in lines)
+            assert max(map(len, lines)) <= max(100, before)
 
     def test_warnings_and_prints_of_the_answer(self, capsys):
         def truncate(W, rank):

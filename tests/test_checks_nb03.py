@@ -1,5 +1,7 @@
 """The checks of notebook 03 accept every right answer and name the mistake of every wrong one."""
 
+import re
+
 import pytest
 import torch
 from answers import assert_accepted, assert_rejected, blank, each, sentence, wrong
@@ -9,11 +11,13 @@ from answers.nb03_maths import FORWARD, GRADIENTS
 from answers.nb03_model import ADAPT
 from answers.nb03_names import MATCHES
 from answers.nb03_save import MERGE, STATE
+from answers.nb03_start import START
 
+from lora_lab.checks import exercises
 from lora_lab.checks.harness import Cases
 from lora_lab.checks.nb03_toy import Toy
 
-ANSWERS = FORWARD + INIT + GRADIENTS + LAYER + MATCHES + ADAPT + MERGE + STATE
+ANSWERS = FORWARD + INIT + GRADIENTS + LAYER + START + MATCHES + ADAPT + MERGE + STATE
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +58,24 @@ def test_an_exercise_that_uses_a_blank_one_names_it():
         return blank("3.5")("name", targets)
 
     said = sentence(wrong("3.6", "uses 3.5", "blank", adapt))
-    assert said == "your adapt calls exercise 3.5, which is still blank: solve that one first"
+    assert said == (
+        "your adapt, or something it calls, is still blank (exercise 3.5): replace the raise line with your code"
+    )
+
+
+def test_columns_are_shown_on_a_shape_that_is_not_square():
+    """5 × 5 everywhere would say nothing about rows and columns."""
+    said = sentence(next(answer for answer in FORWARD if answer.label == "one column"))
+    rows, columns = re.search(r"x (\d+) × (\d+)", said).groups()
+    assert rows != columns
+    assert "W @ x and B @ (A @ x)" in said
+
+
+def test_no_hint_of_the_later_exercises_names_one_class():
+    for exercise in ("3.6", "3.8"):
+        hints = " ".join(exercises()[exercise].hints)
+        assert "any module with an A and a B" in hints or "a module has an A and a B" in hints
+        assert " LoRALinear" not in hints
 
 
 def test_the_scale_of_the_case_stands_in_the_sentence():

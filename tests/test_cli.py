@@ -41,7 +41,15 @@ def test_without_a_command_the_help_is_shown(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["start", "--port", "80000"], ["start", "--port", "x"], ["check"], ["hint", "1.1", "x"]]
+    "arguments",
+    [
+        ["nonsense"],
+        ["start", "--port", "80000"],
+        ["start", "--port", "80"],
+        ["start", "--port", "x"],
+        ["check"],
+        ["hint", "1.1", "x"],
+    ],
 )
 def test_a_wrong_command_line_exits_with_2(arguments, root):
     with pytest.raises(SystemExit) as stop:

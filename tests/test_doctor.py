@@ -1,6 +1,7 @@
 """The doctor: what is broken is named with what to do, and the brief form is the same on every machine."""
 
 import re
+import runpy
 import sys
 
 import pytest
@@ -53,6 +54,24 @@ def test_ranges_are_those_of_pyproject(root, healthy):
     assert set(healthy._PACKAGES) <= set(ranges)
     for part in ranges["torch"].split(","):
         assert part in text
+
+
+def test_a_missing_pyproject_is_a_remark_and_no_traceback(root, healthy, capsys):
+    (root / "pyproject.toml").unlink()
+    assert cli.main(["doctor"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"! versions +pyproject.toml is missing", told)
+    assert "git restore pyproject.toml" in told
+    (root / "pyproject.toml").write_text("[project")
+    assert "! versions" in str(doctor_function())
+
+
+def test_in_a_conda_environment_the_advice_is_condas(tmp_path, monkeypatch):
+    (tmp_path / "conda-meta").mkdir()
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    fresh = runpy.run_path(sys.modules["lora_lab.course.doctor"].__file__, run_name="doctor_in_conda")
+    assert "conda env update" in fresh["_REINSTALL"]
+    assert "course.py" not in fresh["_REINSTALL"]
 
 
 def test_a_missing_base_model_is_told(root, healthy, monkeypatch):

@@ -26,7 +26,8 @@ from .guard import Guard, Wrong, as_answer, isolated
 
 # What a line must not be broken in: "A 6 × 6", "x of length 5", "rank = 2", [2, 5], (1.5, 2), short pieces of code.
 _TOGETHER = re.compile(
-    r"(?:\w+ )?(?:of )?\d+(?: × \d+)+|\w+ of length \d+|\w+ = [^\s,]+|[\[(][-\d., ]{1,40}[\])]|`[^`]{1,60}`|\(stuck\? \S+"
+    r"(?:\w+ )?(?:of )?\d+(?: × \d+)+|\w+ of length \d+|\w+ = [^\s,]+"
+    r"|[\[(][-\d., ]{1,40}[\])]|`[^`]{1,60}`|\(stuck\? \S+"
 )
 SECONDS = 10.0  # for all calls of the learner's function in one check
 T = TypeVar("T")

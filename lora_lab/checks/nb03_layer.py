@@ -235,8 +235,9 @@ def _try(answer: Guard, cases: Cases, trial: Trial, sizes: tuple, kept: torch.dt
     minutes=15,
     hints=(
         "The layer owns three things: the frozen layer it wraps, and two new parameters. Its forward is exercise 3.1.",
-        "After super().__init__(): self.base = base with requires_grad_(False), self.scale = alpha / rank, then A and B "
-        "as float32 nn.Parameters, started as in exercise 3.2. In forward, self.base(x) has W and b in it; give the factors x in their own dtype.",
+        "After super().__init__(): self.base = base with requires_grad_(False), self.scale = alpha / rank, A and B as "
+        "float32 nn.Parameters, started as in exercise 3.2. In forward, self.base(x) has W and b in it; give the "
+        "factors x in their own dtype.",
         "y = base(x); update = (x in A's dtype) through A, through B; return (y + self.scale · update) in y's dtype.",
     ),
 )

@@ -124,11 +124,11 @@ def _refuse_columns(answer: Guard, square: tuple, oblong: tuple) -> None:
     """Wrong if the answer takes the rows of x for columns: it crashes on `oblong`, and `square` shows why."""
     try:
         answer(*oblong)
-    except Wrong:
+    except Wrong as crash:
         try:
             got = answer(*square)
         except Wrong:
-            return  # whatever else is wrong, `judge` finds it
+            raise crash from None  # it fails on any shape, and this one says more
         if found := next((written for written, does in COLUMNS if same(got, does(*square))), ""):
             raise Wrong(
                 f"your lora_forward multiplies x from the left, {found}, as if x were one column: it is a batch with "

@@ -23,8 +23,11 @@ from lora_lab.course.files import default_workspace, find_workspace
 OK, WARN, FAIL = "ok", "warn", "fail"
 _MARKS = {OK: "✓", WARN: "!", FAIL: "✗"}
 _GIB = 2**30
-_REINSTALL = "Run `python3 course.py start` in the course's folder: it repairs the installation."
+_CONDA = (Path(sys.prefix) / "conda-meta").is_dir()
+_REPAIR = "conda env update --file environment.yml" if _CONDA else "python3 course.py start"
+_REINSTALL = f"Run `{_REPAIR}` in the course's folder: it repairs the installation."
 _RESTORE = "The clone is incomplete: `git status` shows what is missing, `git restore data` brings it back."
+_RESTORE_PROJECT = "The clone is incomplete: `git restore pyproject.toml` brings it back."
 # What the notebooks import, and the extra in pyproject.toml whose range each must meet.
 _PACKAGES = (
     "torch",
@@ -100,7 +103,8 @@ def doctor(brief: bool = False) -> Diagnosis:
 
 def _rows() -> Iterator[Row]:
     yield _python()
-    ranges = required_ranges()
+    ranges, unknown = _ranges()
+    yield from unknown
     for package in _PACKAGES:
         yield _package(package, ranges)
     for name, look in (
@@ -131,6 +135,20 @@ def _python() -> Row:
     return Row("python", OK if good else FAIL, found, "The course needs Python 3.11 or newer.")
 
 
+def _ranges() -> tuple[dict[str, str], list[Row]]:
+    """The required ranges; without them, none and the row that says so."""
+    try:
+        return required_ranges(), []
+    except FileNotFoundError:
+        return {}, [
+            Row("versions", WARN, "pyproject.toml is missing: the versions cannot be compared", _RESTORE_PROJECT)
+        ]
+    except Exception as error:  # a damaged pyproject.toml, `packaging` not installed
+        return {}, [
+            Row("versions", WARN, f"cannot be compared: {type(error).__name__}: {_first_line(error)}", _REINSTALL)
+        ]
+
+
 def required_ranges() -> dict[str, str]:
     """The version range of each package that pyproject.toml names, such as {"torch": "<2.14,>=2.11"}."""
     import tomllib
@@ -146,19 +164,24 @@ def required_ranges() -> dict[str, str]:
 
 
 def _package(name: str, ranges: dict[str, str]) -> Row:
-    from packaging.specifiers import SpecifierSet
-
+    wanted = ranges.get(name, "")
     try:
         module = importlib.import_module(name)
         version = importlib.metadata.version(name)
+        fits = not wanted or _fits(version, wanted)
     except ModuleNotFoundError as error:
         return Row(name, FAIL, f"not installed ({error.name} is missing)", _REINSTALL)
     except Exception as error:  # a library that does not load, a half-installed package
         return Row(name, FAIL, f"installed, but does not load: {_first_line(error)}", _REINSTALL)
-    wanted = ranges.get(name, "")
-    if not SpecifierSet(wanted).contains(version, prereleases=True):
+    if not fits:
         return Row(name, WARN, f"{version}, outside the tested range {wanted}", _REINSTALL)
     return Row(name, OK, getattr(module, "__version__", version))
+
+
+def _fits(version: str, wanted: str) -> bool:
+    from packaging.specifiers import SpecifierSet
+
+    return SpecifierSet(wanted).contains(version, prereleases=True)
 
 
 def _processor() -> tuple[str, str, str]:
@@ -179,7 +202,8 @@ def _accelerator() -> tuple[str, str, str]:
     if torch.backends.mps.is_available():
         return OK, "Apple GPU (MPS)", ""
     if shutil.which("nvidia-smi"):
-        advice = "`python3 course.py start --torch cuda` installs the build of torch for it. The course runs without."
+        install = "pip install --force-reinstall torch" if _CONDA else "python3 course.py start --torch cuda"
+        advice = f"`{install}` installs the build of torch for it. The course runs without."
         return WARN, "an NVIDIA driver is installed, but this torch does not see a GPU", advice
     return OK, "none; none is needed", ""
 
@@ -237,11 +261,7 @@ def _workspace() -> tuple[str, str, str]:
 def _base_model() -> tuple[str, str, str]:
     """Load it and let it speak: files that are there can still be broken."""
     if not (paths.BASE / "config.json").is_file():
-        return (
-            FAIL,
-            "data/base is missing",
-            _RESTORE,
-        )
+        return FAIL, "data/base is missing", _RESTORE
     from lora_lab.models import answer, load_base
 
     model, tokenizer = load_base(paths.BASE)

@@ -76,7 +76,7 @@ def stale(notebook: NotebookNode) -> str:
     if kept is None:
         return "its outputs were never made by lora_lab.course.execute"
     if kept != source_hash(notebook):
-        return "a code cell, or the data it reads, has changed since its outputs were made"
+        return "a code cell has changed since its outputs were made, or the data it reads"
     unrun = [n for n, cell in enumerate(notebook.cells) if cell.cell_type == "code" and cell.execution_count is None]
     return f"cells {unrun} were never run" if unrun else ""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_lab import paths
+from lora_lab.checks.stub import STUB
 from lora_lab.course.files import CourseError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 BEGIN, END = "# BEGIN SOLUTION", "# END SOLUTION"
 INSTRUCTOR = "instructor"
-STUB = "your code here"  # the end of the NotImplementedError that stands where a solution was
 _KEPT_METADATA = ("tags", "nbgrader", "jupyter", "slideshow")
 _LESSON_NAME = re.compile(r"(\d\d)_\w+")
 _NUMBERED = re.compile(r"^\d+\s*[·.:–—-]\s*")  # "01 · Rank intuition": the number is told apart from the title
@@ -175,7 +175,7 @@ def _without_solution(source: str, exercise: str) -> str:
             inside, regions = not inside, regions + (marker == BEGIN)
             if inside:
                 indent = line[: len(line) - len(line.lstrip())]
-                kept.append(f'{indent}raise NotImplementedError("exercise {exercise}: {STUB}")')
+                kept.append(f'{indent}raise NotImplementedError("{STUB.format(id=exercise)}")')
         elif not inside:
             kept.append(line)
     if inside or not regions:

@@ -22,20 +22,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_lab import paths
+from lora_lab.checks.stub import STUB
 from lora_lab.course.files import CourseError, explain
-from lora_lab.course.notebooks import INSTRUCTOR, STUB, Lesson, exercise_of, lessons
+from lora_lab.course.notebooks import INSTRUCTOR, Lesson, exercise_of, lessons
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 BEGIN, END = "### BEGIN HIDDEN TESTS", "### END HIDDEN TESTS"
+BARE_STUB = STUB.partition(": ")[2]  # nbgrader has one text for all exercises, hence without a number
 
 _CONFIG = f'''"""nbgrader's configuration. Run nbgrader in this folder, with the course's environment active."""
 
 c = get_config()  # noqa: F821 (nbgrader provides it)
 
 c.CourseDirectory.course_id = "lora-lab"
-c.ClearSolutions.code_stub = {{"python": 'raise NotImplementedError("{STUB}")'}}
+c.ClearSolutions.code_stub = {{"python": 'raise NotImplementedError("{BARE_STUB}")'}}
 
 # A cell that does not end is interrupted, fails, and the next one runs.
 c.Execute.timeout = 300

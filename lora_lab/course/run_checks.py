@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_lab.checks.stub import stub_exercise
 from lora_lab.course.files import CourseError
-from lora_lab.course.notebooks import STUB, Lesson, exercise_of, graded, lessons, read_notebook
+from lora_lab.course.notebooks import Lesson, exercise_of, graded, lessons, read_notebook
 
 if TYPE_CHECKING:
     from nbclient import NotebookClient
@@ -207,7 +208,7 @@ def _run_cell(client: "NotebookClient", cell: "NotebookNode", index: int) -> str
     message = " ".join(str(reply.get("evalue", "")).split())
     if reply["ename"] in ("AssertionError", "Wrong") and message:
         return message
-    if reply["ename"] == "NotImplementedError" and message.endswith(STUB):
+    if reply["ename"] == "NotImplementedError" and stub_exercise(NotImplementedError(message)) is not None:
         return _UNWRITTEN
     return f"{reply['ename']}: {message}" if message else reply["ename"]
 

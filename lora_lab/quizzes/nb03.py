@@ -42,8 +42,8 @@ QUESTIONS = [
             (
                 "nothing.",
                 True,
-                "The reference must be taken before the merge. A difference of exactly zero is trustworthy only between "
-                "two objects that were computed separately.",
+                "The reference must be taken before the merge. A difference of exactly zero is trustworthy only "
+                "between two objects that were computed separately.",
             ),
             ("that the model runs in float64.", False, "float64 would still leave a rounding difference."),
         ],

@@ -53,6 +53,9 @@ that had other work as well.
 | questions about an unseen story with held-out names, exact answers | {reading:.1%} |
 | facts of its world, in wordings not used in training, exact answers | {closed:.1%} |
 
+By kind of answer: {kinds}.
+Its weak spot: asked for the colour of one thing in a story with several colours, it sometimes names another of them.
+
 Details and samples: `data/measurements/base_model.json`. Licence: Apache-2.0.
 """
 
@@ -89,6 +92,7 @@ def card(folder: Path, measured: dict) -> str:
         ppl_all=measured["perplexity"]["all_kinds"],
         reading=measured["reading"]["all"],
         closed=measured["closed_book"]["all"],
+        kinds=", ".join(f"{kind} {share:.0%}" for kind, share in measured["reading"].items() if kind != "all"),
     )
 
 

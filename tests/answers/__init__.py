@@ -67,12 +67,16 @@ def assert_accepted(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def sentence(answer: Answer, seed: int = 0) -> str:
-    """The sentence with which a wrong answer is rejected."""
+    """The sentence with which a wrong answer is rejected, without the pointer to the hint at its end."""
     with pytest.raises(AssertionError) as caught:
         exercises()[answer.exercise](answer.function, seed=seed)
     assert type(caught.value) is AssertionError
     assert caught.value.__suppress_context__
-    return str(caught.value)
+    said, pointer, end = str(caught.value).partition(f' (stuck? course.hint("{answer.exercise}"))')
+    assert pointer
+    assert end == ""
+    assert "stuck?" not in said
+    return said
 
 
 def assert_rejected(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +91,7 @@ def assert_rejected(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
 def _all() -> dict[str, list[Answer]]:
     """Every answer of every module here, by exercise."""
     modules = ["nb00", "nb01_matrix", "nb01_values", "nb01_subspace"]
-    modules += [f"nb03_{part}" for part in ("maths", "init", "layer", "names", "model", "save")]
+    modules += [f"nb03_{part}" for part in ("maths", "init", "layer", "start", "names", "model", "save")]
     found: dict[str, list[Answer]] = {}
     for name in modules:
         for value in vars(import_module(f"{__name__}.{name}")).values():

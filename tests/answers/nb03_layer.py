@@ -19,7 +19,7 @@ class Plain(nn.Module):
         self.base = base.requires_grad_(False)
         self.A = nn.Parameter(torch.empty(rank, base.in_features).uniform_(-1, 1) / base.in_features**0.5)
         self.B = nn.Parameter(torch.zeros(base.out_features, rank))
-        self.rank, self.alpha = rank, alpha
+        self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
 
     def update(self, x):
         return self.alpha / self.rank * (x.float() @ self.A.T @ self.B.T)

@@ -65,6 +65,11 @@ FORWARD = [
     wrong("3.1", "no transposes", "in the wrong order", lambda x, W, b, A, B, s: base(x, W, b) + s * x @ A @ B),
     wrong("3.1", "one transpose", "in the wrong order", lambda x, W, b, A, B, s: base(x, W, b) + s * x @ A.T @ B),
     wrong("3.1", "W not transposed", "y = x Wᵀ", lambda x, W, b, A, B, s: x @ W + plus(b) + s * x @ A.T @ B.T),
+    wrong("3.1", "one column", "W @ x and B @ (A @ x)", lambda x, W, b, A, B, s: W @ x + plus(b) + s * B @ (A @ x)),
+    wrong("3.1", "update of columns", "B @ (A @ x), as if", lambda x, W, b, A, B, s: base(x, W, b) + s * B @ (A @ x)),
+    wrong("3.1", "base of columns", "W @ x, as if", lambda x, W, b, A, B, s: W @ x + plus(b) + s * x @ A.T @ B.T),
+    wrong("3.1", "A of columns", "A @ x, as if", lambda x, W, b, A, B, s: base(x, W, b) + s * (A @ x) @ B.T),
+    wrong("3.1", "truth of b", "use `is not None`", lambda x, W, b, A, B, s: forward(x, W, b if b else None, A, B, s)),
     wrong(
         "3.1",
         "update through W",

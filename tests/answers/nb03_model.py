@@ -16,7 +16,7 @@ def steps(match=suffix, layer=LoRALinear, refuse=True, freeze="first", where=Non
     """A right `adapt` in which any one step can be done in another way."""
 
     def adapt(model, targets, rank, alpha):
-        if again and any(isinstance(module, (layer, LoRALinear)) for module in model.modules()):
+        if again and any(hasattr(module, "A") and hasattr(module, "B") for module in model.modules()):
             raise ValueError("the model is adapted already")
         chosen = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and match(n, targets)]
         if refuse and not chosen:
@@ -169,6 +169,27 @@ def dotted_setattr(model, targets, rank, alpha):
     return model
 
 
+def one_class(layer):
+    """Looks for the LoRA layers of one class only."""
+
+    def adapt(model, targets, rank, alpha):
+        if any(isinstance(module, layer) for module in model.modules()):
+            raise ValueError("the model is adapted already")
+        return steps(layer=layer, again=False)(model, targets, rank, alpha)
+
+    return adapt
+
+
+def freezes_before_another_class(model, targets, rank, alpha):
+    """Refuses its own class in time, any other after freezing."""
+    if any(isinstance(module, LoRALinear) for module in model.modules()):
+        raise ValueError("adapted already")
+    if any(hasattr(module, "A") for module in model.modules()):
+        model.requires_grad_(False)
+        raise ValueError("adapted by somebody else")
+    return right_adapt(model, targets, rank, alpha)
+
+
 def endless(model, targets, rank, alpha):
     while not any(suffix(n, targets) for n, _ in model.named_modules()):
         pass
@@ -176,7 +197,6 @@ def endless(model, targets, rank, alpha):
 
 
 ADAPT = [
-    right("3.6", "library", inject),
     right("3.6", "get_submodule and setattr", right_adapt),
     right("3.6", "parents and children", while_walking),
     right("3.6", "own layer", steps(layer=Plain)),
@@ -206,6 +226,10 @@ ADAPT = [
     wrong("3.6", "rank and alpha swapped", "rank and alpha are swapped", swapped),
     wrong("3.6", "alpha forgotten", "a scale of 1, but", alpha_forgotten),
     wrong("3.6", "numbers changed", "changes the numbers in norm.weight", changes_numbers),
+    wrong("3.6", "library", "isinstance knows one class", inject),
+    wrong("3.6", "isinstance of the own layer", "any module that has an A and a B", one_class(Plain)),
+    wrong("3.6", "isinstance of LoRALinear", "any module that has an A and a B", one_class(LoRALinear)),
+    wrong("3.6", "another class frozen", "of another class, but by then it", freezes_before_another_class),
     wrong("3.6", "silent without a match", "goes on in silence when no layer matches", steps(refuse=False)),
     wrong("3.6", "silent when adapted", "the model is adapted already", steps(again=False)),
     wrong("3.6", "second injection wraps the wrapped", "a second time", wraps_the_wrapped),

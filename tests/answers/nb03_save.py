@@ -99,7 +99,7 @@ PREFIX = "base_model.model."
 
 
 def layers(model):
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    return {name: module for name, module in model.named_modules() if hasattr(module, "A") and hasattr(module, "B")}
 
 
 def saved(key, value=lambda factor: factor.detach().clone()):
@@ -134,7 +134,12 @@ def by_attributes(model):
 
 
 class MyLoRALinear(LoRALinear):
-    """Stands for the learner's own layer, found by name in the module of the answer."""
+    """Stands for the learner's own layer."""
+
+
+def of_one_class(model):
+    found = {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
+    return {peft(n, x): getattr(m, x).detach().clone() for n, m in found.items() for x in "AB"}
 
 
 def of_own_layer(model):
@@ -174,11 +179,14 @@ def keyed(pattern):
 
 
 STATE = [
-    right("3.8", "library", library_state),
     right("3.8", "detached clones", right_state),
     right("3.8", "from the state dict", from_state_dict),
     right("3.8", "by attributes", by_attributes),
-    right("3.8", "of the learner's own layer", of_own_layer),
+    wrong("3.8", "library", "of the class LowRank: look for modules that have an A and a B", library_state),
+    wrong(
+        "3.8", "isinstance LoRALinear", "look for modules that have an A and a B, whatever their class", of_one_class
+    ),
+    wrong("3.8", "isinstance MyLoRALinear", "look for modules that have an A and a B, whatever their", of_own_layer),
     wrong("3.8", "no prefix", "the prefix base_model.model. is missing", keyed("{name}.lora_{letter}.weight")),
     wrong("3.8", "half a prefix", "in full", keyed("base_model.{name}.lora_{letter}.weight")),
     wrong("3.8", "model prefix", "in full", keyed("model.{name}.lora_{letter}.weight")),
