@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lora_lab.paths import TASKS as FOLDER
+from lora_lab.train import IGNORE
 
 SPLITS = ("train", "validation", "test")
-IGNORE = -100  # a label that the loss leaves out
 
 
 class Example(NamedTuple):
