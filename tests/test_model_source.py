@@ -122,7 +122,7 @@ def test_without_network_a_hub_id_fails_within_seconds_and_says_what_to_do(tmp_p
     environment = {name: value for name, value in environment.items() if "OFFLINE" not in name}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     seconds, _, message = run.stdout.partition(" ")
-    assert float(seconds) < 5, run.stderr
+    assert float(seconds) < 15, run.stderr  # 0.1 s, and the import, on a machine that is not busy
     assert message.count("\n") == 1
     for advice in ("someone/some-model", "connect to the network", "set LORA_LAB_BASE", "unset LORA_LAB_BASE"):
         assert advice in message
@@ -152,18 +152,18 @@ def test_a_hub_that_accepts_and_stays_silent_is_given_up(hub, monkeypatch):
         start = time.monotonic()
         with pytest.raises(ConnectionError, match="set LORA_LAB_BASE"):
             load("someone/some-model")
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 20
 
 
 def test_a_name_server_that_does_not_answer_is_given_up(hub, monkeypatch):
     monkeypatch.setattr(model_source, "HUB_TIMEOUT", 0.3)
     asleep = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: asleep.wait(10) and [])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: asleep.wait(60) and [])
     hub("http://the-hub.invalid")
     start = time.monotonic()
     with pytest.raises(ConnectionError, match=r"no answer within 1\.3 s"):
         load("someone/some-model")
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 20
     asleep.set()
 
 
@@ -189,16 +189,26 @@ class OurHub(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = self.path.partition("?")[0]
-        files = sorted(file for file in self.folder.iterdir() if file.is_file())
+        files = sorted(file for file in self.folder.rglob("*") if file.is_file())
         if "/resolve/" in path:
-            file = self.folder / path.rsplit("/", 1)[1]
-            self.fetched.append(file.name)
+            name = path.partition("/resolve/")[2].partition("/")[2]
+            file = self.folder / name
+            self.fetched.append(name)
             return self.reply(file.read_bytes() if file.is_file() else None)
         if "/tree/" in path:
-            entries = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": self.etag(f)} for f in files]
+            entries = [
+                {"type": "file", "path": self.name(f), "size": f.stat().st_size, "oid": self.etag(f)} for f in files
+            ]
             return self.reply(json.dumps(entries).encode())
-        listing = {"id": "someone/some-model", "sha": self.commit, "siblings": [{"rfilename": f.name} for f in files]}
+        listing = {
+            "id": "someone/some-model",
+            "sha": self.commit,
+            "siblings": [{"rfilename": self.name(f)} for f in files],
+        }
         return self.reply(json.dumps(listing).encode() if "some-model" in path else None)
+
+    def name(self, file: Path) -> str:
+        return file.relative_to(self.folder).as_posix()
 
     def etag(self, file: Path) -> str:
         return hashlib.sha1(file.read_bytes()).hexdigest()
@@ -221,6 +231,9 @@ class OurHub(http.server.BaseHTTPRequestHandler):
 def test_a_hub_model_is_downloaded_once_without_pickles_and_then_works_offline(hub, folder):
     (folder / "pytorch_model.bin").write_bytes(b"not for us")
     (folder / "modeling_own.py").write_text("raise SystemExit")
+    (folder / "consolidated.safetensors").write_bytes(b"the same weights in another form")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "config.json").write_text("{}")
     handler = type("Handler", (OurHub,), {"folder": folder, "fetched": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -229,8 +242,8 @@ def test_a_hub_model_is_downloaded_once_without_pickles_and_then_works_offline(h
         with pytest.raises(FileNotFoundError, match="nobody/nothing is no folder here and no public model"):
             load("nobody/nothing")
         server.shutdown()
-    assert "model.safetensors" in handler.fetched
-    assert not {"pytorch_model.bin", "modeling_own.py"} & set(handler.fetched)
+    needed = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert set(handler.fetched) - {"chat_template.jinja"} == needed
     again, _ = load("someone/some-model")  # the server is gone
     torch.testing.assert_close(again.state_dict(), model.state_dict())
 

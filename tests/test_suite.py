@@ -84,6 +84,7 @@ def test_pytest_gets_the_arguments_and_never_the_readers_workspace(monkeypatch: 
     calls = Calls(5)
     monkeypatch.setattr(subprocess, "Popen", calls)
     monkeypatch.setenv("LORA_LAB_WORKSPACE", "/the/readers/own")
+    monkeypatch.delenv(suite.REQUIRE, raising=False)  # this very test may run under --require-browser
     assert suite.main(["--require-browser", "-x", "-k", "merge"]) == 5
     assert calls.command[-5:] == ["-o", "testpaths=tests notebooks", "-x", "-k", "merge"]
     assert "--nbval-lax" in calls.command
