@@ -34,7 +34,7 @@ QUESTIONS = [
             (
                 "No, it is what chance gives.",
                 True,
-                "A random direction has 16/160 = 0.10 of its length in a random 16-dimensional space.",
+                "A random direction has 16/160 = 0.10 of its squared length in a random 16-dimensional space.",
             ),
         ],
     ),
