@@ -76,6 +76,15 @@ def write_lessons(folder: Path, count: int = 2, extra: str = "Some prose.") -> l
     return lessons(folder)
 
 
+def updated(tmp_path):
+    """The same lessons after an update of the course."""
+    return write_lessons(tmp_path / "notebooks", extra="Prose that was improved.")
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 def solve(path: Path, *answers: str) -> None:
     """Write the learner's answers into the solution cells of a blank, as JupyterLab would save them."""
     notebook = nbformat.read(path, as_version=4)

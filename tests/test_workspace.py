@@ -5,35 +5,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from lesson_fixtures import RIGHT, solve, write_lessons
+from lesson_fixtures import RIGHT, snapshot, solve, updated, write_lessons
 from nbformat.v4 import new_output
 
 from lora_lab import paths
 from lora_lab.course.files import STATE, CourseError, find_workspace
 from lora_lab.course.notebooks import lessons
 from lora_lab.course.workspace import lay_out
-
-
-@pytest.fixture
-def course(tmp_path):
-    return write_lessons(tmp_path / "notebooks")
-
-
-@pytest.fixture
-def desk(tmp_path, course):
-    """A workspace with both lessons laid out."""
-    lay_out(tmp_path / "desk", course)
-    return tmp_path / "desk"
-
-
-def updated(tmp_path):
-    """The same lessons after an update of the course."""
-    return write_lessons(tmp_path / "notebooks", extra="Prose that was improved.")
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
 
 # --- laying out, again and again ------------------------------------------------------------------------------
 

@@ -16,34 +16,12 @@ import time
 from pathlib import Path
 
 import pytest
-from lesson_fixtures import POSIX, RIGHT, children, solve, write_lessons
+from lesson_fixtures import POSIX, RIGHT, children, snapshot, solve, updated, write_lessons
 
 from lora_lab.course import files
 from lora_lab.course.files import STATE, CourseError, locked
 from lora_lab.course.notebooks import lessons
 from lora_lab.course.workspace import lay_out
-
-
-@pytest.fixture
-def course(tmp_path):
-    return write_lessons(tmp_path / "notebooks")
-
-
-@pytest.fixture
-def desk(tmp_path, course):
-    """A workspace with both lessons laid out."""
-    lay_out(tmp_path / "desk", course)
-    return tmp_path / "desk"
-
-
-def updated(tmp_path):
-    """The same lessons after an update of the course."""
-    return write_lessons(tmp_path / "notebooks", extra="Prose that was improved.")
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
 
 # --- killed ---------------------------------------------------------------------------------------------------
 
