@@ -1,10 +1,16 @@
 """Adapters on disk, in PEFT's own format: a folder with adapter_config.json and adapter_model.safetensors.
 
-Keys: "base_model.model.<path>.lora_A.weight" (rank, in) and "...lora_B.weight" (out, rank). PEFT loads what this
-module saves, and this module loads what PEFT saves.
+Keys: "base_model.model.<path>.lora_A.weight" (rank, in), "...lora_B.weight" (out, rank), and with DoRA
+"...lora_magnitude_vector" (out,). PEFT loads what this module saves, and this module loads what PEFT saves.
+
+An adapter whose init shifted the base by -s·B0 A0 is saved as an update of the original base, at twice the rank:
+
+    W + s·(BA - B0 A0) = W + s·[B, -B0] [A; A0]
+
+Anything that reads PEFT's format can use that. A note in the header of the weights lets `load_adapter` split it
+again, shift the base again, and train on at the original rank.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -18,39 +24,49 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lora_lab.inject import install, lora_layers
-from lora_lab.layer import LoRALinear, check_settings, is_conv1d, is_linear, oriented_weight
+from lora_lab.adapter import Adapter, Factors
+from lora_lab.adapter_notes import Notes, notes_of, read_notes
+from lora_lab.base import is_linear, weight_shape
+from lora_lab.init.start import Start
+from lora_lab.inject import install, lora_layers, quantize_base_
+from lora_lab.layer import LoRALinear, check_settings
+from lora_lab.peft_config import by_pattern, config_of, digest, read_config
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-# The inits that leave the base weight alone, so that A and B in the file are the whole update.
-PLAIN_INITS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
-# What else PEFT can put in a LoRA checkpoint. Loading it as plain LoRA would give other outputs without a word.
-UNSUPPORTED = (
-    "use_dora",
-    "use_qalora",
-    "use_bdlora",
-    "lora_bias",
-    "modules_to_save",
-    "target_parameters",
-    "layer_replication",
-    "trainable_token_indices",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "velora_config",
-    "monteclora_config",
-    "kasa_config",
-)
+KEYS = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+
+
+def adapter_of(model: nn.Module) -> Adapter:
+    """The adapters of `model` as updates of its original base, by path (shared tensors, detached).
+
+    A layer whose init has a shift gives [A; A0] and [B, -B0] and twice its alpha (√2 times with rsLoRA): the same s.
+    """
+    adapter = {}
+    for name, layer in lora_layers(model).items():
+        A, B, alpha = layer.A.detach(), layer.B.detach(), layer.alpha
+        if layer.A0 is not None:
+            A, B = torch.cat([A, layer.A0]), torch.cat([B, -layer.B0], dim=1)
+            alpha *= math.sqrt(2) if layer.rslora else 2
+        magnitude = getattr(layer, "magnitude", None)
+        adapter[name] = Factors(A, B, alpha, layer.rslora, None if magnitude is None else magnitude.detach())
+    return adapter
+
+
+def state_of(adapter: Adapter) -> dict[str, Tensor]:
+    """The tensors of `adapter` under PEFT's keys: CPU copies."""
+    state = {}
+    for name, factors in adapter.items():
+        for field, key in KEYS.items():
+            tensor = getattr(factors, field)
+            if tensor is not None:
+                state[f"{PREFIX}{name}.{key}"] = tensor.detach().to("cpu", copy=True).contiguous()
+    return state
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """A and B of every LoRA layer under PEFT's keys: detached CPU copies."""
-    state = {}
-    for name, layer in lora_layers(model).items():
-        for factor in ("A", "B"):
-            tensor = getattr(layer, factor).detach()
-            state[f"{PREFIX}{name}.lora_{factor}.weight"] = tensor.to("cpu", copy=True).contiguous()
-    return state
+    """`state_of(adapter_of(model))`: A and B of every LoRA layer under PEFT's keys, detached CPU copies."""
+    return state_of(adapter_of(model))
 
 
 def save_adapter(model: nn.Module, folder: str | os.PathLike) -> Path:
@@ -66,13 +82,82 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike) -> Path:
     layers = lora_layers(model)
     if not layers or "" in layers:
         raise ValueError(f"{type(model).__name__} has no LoRA layer below its root: there is no adapter to save")
-    state = adapter_state(model)
+    dropouts = {getattr(layer.dropout, "p", 0.0) for layer in layers.values()}
+    if len(dropouts) > 1:
+        raise ValueError(f"the layers differ in lora_dropout ({sorted(dropouts)}), which one adapter file cannot say")
+    adapter = adapter_of(model)
+    return _write(folder, adapter, config_of(adapter, dropouts.pop(), model), notes_of(layers))
+
+
+def write_adapter(adapter: Adapter, folder: str | os.PathLike, model: nn.Module | None = None) -> Path:
+    """Write plain factors, of `combine` say, as `save_adapter` does. `model`: the base they are for, if at hand."""
+    if not adapter or "" in adapter:
+        raise ValueError("the adapter names no layer: there is nothing to save")
+    return _write(folder, adapter, config_of(adapter, model=model), Notes())
+
+
+def read_adapter(folder: str | os.PathLike) -> Adapter:
+    """The adapter in `folder` on the CPU, as an update of the original base. Raises as `load_adapter` does."""
+    config, pairs, _ = _read(Path(folder))
+    adapter = {}
+    for name, pair in pairs.items():
+        rank, alpha = _rank_and_alpha(config, name)
+        if pair["A"].shape[0] != rank or pair["B"].shape[1] != rank:
+            shapes = tuple(pair["A"].shape), tuple(pair["B"].shape)
+            raise ValueError(f"{name}: the config's rank is {rank}, the file has A and B of shapes {shapes}")
+        adapter[name] = Factors(pair["A"], pair["B"], alpha, bool(config.get("use_rslora")), pair.get("magnitude"))
+    return adapter
+
+
+def load_adapter(model: nn.Module, folder: str | os.PathLike, *, plain: bool = False) -> nn.Module:
+    """Inject the adapter in `folder` into `model`, in place; the base is frozen, A and B can train on.
+
+    If its init had shifted or `inject` had quantized the base that it was trained on, the same is done to this base,
+    and the outputs are those of the saved model. `plain` leaves the base alone, as PEFT would: an adapter with a shift
+    then has twice the rank.
+
+    Raises, with `model` and the global random state untouched: FileNotFoundError for a missing file; ValueError for
+    a truncated or foreign file, NaNs, a rank other than the config's, layers that the model lacks or that have
+    another shape (a wrong base), a model that is injected already, or a kind of adapter that is not plain LoRA.
+    """
+    if lora_layers(model):
+        raise ValueError("the model is already injected: eject it first")
+    config, pairs, notes = _read(Path(folder))
+    settings = _settings(model, config, pairs)
+    modules = dict(model.named_modules())
+    found = {name: modules[name] for name in pairs}
+    notes = Notes() if plain else notes
+    notes.check(found)
+
+    def build() -> dict[str, LoRALinear]:
+        return {name: _rebuild(base, pairs[name], settings[name], notes, name) for name, base in found.items()}
+
+    return install(model, found, build)
+
+
+def _rebuild(base: nn.Module, pair: dict[str, Tensor], settings: tuple, notes: Notes, name: str) -> LoRALinear:
+    # Ready-made factors instead of an init: nothing is drawn from the global random state.
+    start, (rank, alpha, *more) = Start(pair["A"], pair["B"], None, notes.trains), settings
+    if name in notes.shifted:
+        rank, alpha = rank // 2, notes.shifted[name]
+        shift = pair["A"][rank:], -pair["B"][:, rank:]
+        start = Start(pair["A"][:rank], pair["B"][:, :rank], shift, notes.trains)
+    cls: type[LoRALinear] = LoRALinear
+    if "magnitude" in pair:
+        from lora_lab.variants.dora import DoRALinear as cls
+    wrapper = cls(base, rank, alpha, *more, init=lambda *_: start)
+    if "magnitude" in pair:
+        wrapper.magnitude.data.copy_(pair["magnitude"])
+    return quantize_base_(wrapper, notes.quantize) if notes.quantizes(base) else wrapper
+
+
+def _write(folder: str | os.PathLike, adapter: Adapter, config: dict[str, Any], notes: Notes) -> Path:
+    state = state_of(adapter)
     _refuse_not_finite(state)
-    config = _config(model, layers)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", "lora_lab_config": _digest(config)}
+    metadata = {"format": "pt", "lora_lab_config": digest(config)} | notes.metadata()
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
         save_file(state, Path(beside) / WEIGHTS, metadata=metadata)
         (Path(beside) / CONFIG).write_text(text, encoding="utf-8")
@@ -81,128 +166,51 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike) -> Path:
     return folder
 
 
-def load_adapter(model: nn.Module, folder: str | os.PathLike) -> nn.Module:
-    """Inject the adapter in `folder` into `model`, in place; the base is frozen, A and B can train on.
-
-    Raises, with `model` and the global random state untouched: FileNotFoundError for a missing file; ValueError for
-    a truncated or foreign file, NaNs, a rank other than the config's, layers that the model lacks or that have
-    another shape (a wrong base), a model that is injected already, or a kind of adapter that is not plain LoRA.
-    """
-    if lora_layers(model):
-        raise ValueError("the model is already injected: eject it first")
-    folder = Path(folder)
-    config = _read_config(folder / CONFIG)
-    state, digest = _read_weights(folder / WEIGHTS)
-    if digest not in (None, _digest(config)):
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]], Notes]:
+    config = read_config(folder / CONFIG)
+    state, metadata = _read_weights(folder / WEIGHTS)
+    if metadata.get("lora_lab_config") not in (None, digest(config)):
         raise ValueError(f"{folder}: {CONFIG} and {WEIGHTS} are not of one save: was a save interrupted?")
     _refuse_not_finite(state)
-    pairs = _pairs(state)
-    settings = _settings(model, config, pairs)
-    modules = dict(model.named_modules())
-
-    def build() -> dict[str, LoRALinear]:
-        # Ready-made factors instead of an init: nothing is drawn from the global random state.
-        return {
-            name: LoRALinear(modules[name], *settings[name], init=lambda *_, pair=pair: (pair["A"], pair["B"]))
-            for name, pair in pairs.items()
-        }
-
-    return install(model, build)
+    pairs = _pairs(state, bool(config.get("use_dora")))
+    return config, pairs, read_notes(metadata, {name: pair["A"].shape[0] for name, pair in pairs.items()})
 
 
-def _config(model: nn.Module, layers: dict[str, LoRALinear]) -> dict[str, Any]:
-    """What PEFT's LoraConfig needs to rebuild these layers; ranks and alphas that differ become patterns."""
-    common: dict[str, Any] = {}
-    for key, read in {
-        "lora_dropout": lambda layer: getattr(layer.dropout, "p", 0.0),
-        "use_rslora": lambda layer: layer.rslora,
-    }.items():
-        values = {read(layer) for layer in layers.values()}
-        if len(values) > 1:
-            raise ValueError(f"the layers differ in {key} ({sorted(values)}), which one adapter file cannot say")
-        common[key] = values.pop()
-    first = next(iter(layers.values()))
-    # A pattern is a regular expression that may match the end of a path: "^" and escapes keep it to this very path.
-    path = {name: f"^{re.escape(name)}" for name in layers}
-    causal = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
-    return common | {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if causal else None,
-        "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
-        "bias": "none",
-        # Of a model that mixes Conv1D and Linear too: PEFT corrects it layer by layer, with a warning.
-        "fan_in_fan_out": any(is_conv1d(layer.base) for layer in layers.values()),
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "r": first.rank,
-        "lora_alpha": first.alpha,
-        "rank_pattern": {path[name]: layer.rank for name, layer in layers.items() if layer.rank != first.rank},
-        "alpha_pattern": {path[name]: layer.alpha for name, layer in layers.items() if layer.alpha != first.alpha},
-        "target_modules": sorted(layers),
-    }
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: an adapter folder holds {CONFIG} and {WEIGHTS}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ValueError(f"{path} does not describe a LoRA adapter")
-    for key in UNSUPPORTED:
-        if config.get(key):
-            raise ValueError(f"{path}: {key} = {config[key]!r} is more than plain LoRA, and is not read here")
-    if config.get("bias", "none") != "none":
-        raise ValueError(f"{path}: bias = {config['bias']!r}: trained biases are not read here")
-    init = config.get("init_lora_weights", True)
-    if (init.lower() if isinstance(init, str) else init) not in PLAIN_INITS:
-        raise ValueError(
-            f"{path}: init {init!r} shifted the base weight; save it converted to plain LoRA and load that"
-        )
-    for key in ("r", "lora_alpha"):
-        value = config.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ValueError(f"{path}: {key} must be a positive number, got {value!r}")
-    for key in ("rank_pattern", "alpha_pattern"):
-        _check_pattern(path, key, config.get(key))
-    return config
-
-
-def _check_pattern(path: Path, key: str, pattern: Any) -> None:
-    try:
-        for expression in dict(pattern or {}):
-            re.compile(f"({expression})")
-    except (TypeError, ValueError, re.error) as error:
-        raise ValueError(f"{path}: {key} = {pattern!r} does not map regular expressions to numbers: {error}") from None
-
-
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist (pickled adapter_model.bin files are never read)")
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, (file.metadata() or {}).get("lora_lab_config")
+            return {name: file.get_tensor(name) for name in list(file.keys())}, file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or no safetensors file: {error}") from None
 
 
-def _pairs(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """{"path": {"A": ..., "B": ...}} from PEFT's keys."""
+def _pairs(state: dict[str, Tensor], dora: bool) -> dict[str, dict[str, Tensor]]:
+    """{"path": {"A": ..., "B": ...}} from PEFT's keys; with DoRA "magnitude" as well."""
+    fields = {key: field for field, key in KEYS.items() if dora or field != "magnitude"}
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
-        found = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight", key)
+        found = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.({'|'.join(map(re.escape, fields))})", key)
         if not found:
             raise ValueError(f"unexpected tensor {key!r}: plain LoRA holds only ...lora_A.weight and ...lora_B.weight")
-        pairs.setdefault(found[1], {})[found[2]] = tensor
+        pairs.setdefault(found[1], {})[fields[found[2]]] = tensor
     if not pairs:
         raise ValueError("the adapter file holds no tensor")
     for name, pair in pairs.items():
-        if len(pair) != 2:
-            raise ValueError(f"{name} has only lora_{next(iter(pair))}: the other factor is missing")
+        missing = set(fields.values()) - set(pair)
+        if missing:
+            raise ValueError(
+                f"{name} has only {', '.join(KEYS[f].split('.')[0] for f in pair)}: {', '.join(missing)} is missing"
+            )
     return pairs
+
+
+def _rank_and_alpha(config: dict[str, Any], name: str) -> tuple[int, float]:
+    return (
+        by_pattern(config.get("rank_pattern"), name, config["r"]),
+        by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]),
+    )
 
 
 def _settings(model: nn.Module, config: dict, pairs: dict[str, dict[str, Tensor]]) -> dict[str, tuple]:
@@ -215,33 +223,20 @@ def _settings(model: nn.Module, config: dict, pairs: dict[str, dict[str, Tensor]
         )
     settings = {}
     for name, pair in pairs.items():
-        rank = _by_pattern(config.get("rank_pattern"), name, config["r"])
-        alpha = _by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"])
-        out_features, in_features = oriented_weight(modules[name]).shape
-        for factor, shape in {"A": (rank, in_features), "B": (out_features, rank)}.items():
-            got = tuple(pair[factor].shape)
-            if got != shape:
-                raise ValueError(f"{name}.lora_{factor}: config and base want {shape}, the file has {got}")
+        rank, alpha = _rank_and_alpha(config, name)
+        out_features, in_features = weight_shape(modules[name])
+        shapes = {"A": (rank, in_features), "B": (out_features, rank), "magnitude": (out_features,)}
+        for field, tensor in pair.items():
+            if tuple(tensor.shape) != shapes[field]:
+                raise ValueError(
+                    f"{name}.lora_{field}: config and base want {shapes[field]}, the file has {tuple(tensor.shape)}"
+                )
         settings[name] = (rank, alpha, config.get("lora_dropout") or 0.0, bool(config.get("use_rslora")))
         check_settings(modules[name], *settings[name][:3])
     return settings
-
-
-def _by_pattern(pattern: dict | None, name: str, default: float) -> float:
-    """PEFT's rule: the first key that, as a regular expression, ends the path after a dot or is the whole path."""
-    for key, value in (pattern or {}).items():
-        if re.fullmatch(rf"(.*\.)?({key})", name):
-            return value
-    return default
 
 
 def _refuse_not_finite(state: dict[str, Tensor]) -> None:
     for key, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{key} holds NaN or infinity")
-
-
-def _digest(config: dict[str, Any]) -> str:
-    # Only what changes the numbers: a name or path may be edited by hand.
-    keys = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
-    return hashlib.sha256(json.dumps({key: config.get(key) for key in keys}, sort_keys=True).encode()).hexdigest()

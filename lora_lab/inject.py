@@ -3,16 +3,17 @@
 `inject` is all or nothing. Everything that can be refused is refused before the first layer is touched.
 """
 
-import re
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from lora_lab.init import default_factors
-from lora_lab.layer import Init, LoRALinear, check_settings, is_linear
+from lora_lab.base import refuse_unwritable
+from lora_lab.init import Init, NamedInit, resolve
+from lora_lab.layer import LoRALinear, check_settings
+from lora_lab.targets import find_targets
 
-ALL_LINEAR = "all-linear"
 _WAS_TRAINABLE = "_trainable_before_inject"
 
 
@@ -27,127 +28,133 @@ class Count(NamedTuple):
         return f"{self.trainable:,} of {self.total:,} parameters train ({self.percent:.4f} %)"
 
 
-def matches(name: str, targets: str | Iterable[str]) -> bool:
-    """Does the module path `name` match, by PEFT's rule?
-
-    A string is a regular expression that must match the whole path. A list holds names, each the whole path or its
-    end after a dot: "q_proj" matches "layers.0.q_proj" and "q_proj", but neither "seq_proj" nor "q_proj.base".
-    """
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in targets)
-
-
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     """Every adapted layer of `model` by its path (a layer reachable by two paths: by the first)."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
-def find_targets(model: nn.Module, targets: str | Iterable[str]) -> dict[str, nn.Module]:
-    """The layers to adapt, by path, in the model's own order.
-
-    `targets`: a list of names, a regular expression, or "all-linear" (every linear layer except the output head).
-    A layer that several paths lead to is found by any of them, and listed once.
-    Raises ValueError if anything named matches nothing, or matches something that is not a linear layer.
-    """
-    if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        found = {name: m for name, m in model.named_modules() if name and is_linear(m) and m is not head}
-        if not found:
-            raise ValueError(f"{type(model).__name__} has no linear layer below its root, so all-linear finds nothing")
-        return found
-    modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
-    targets = targets if isinstance(targets, str) else list(targets)
-    _refuse_unmatched(modules, targets)
-    first_path: dict[nn.Module, str] = {}
-    for name, module in modules.items():
-        if matches(name, targets):
-            if not is_linear(module):
-                raise ValueError(f"target {name!r} is a {type(module).__name__}, LoRA wraps nn.Linear and Conv1D")
-            first_path.setdefault(module, name)
-    return {name: module for module, name in first_path.items()}
-
-
-def _refuse_unmatched(modules: dict[str, nn.Module], targets: str | list[str]) -> None:
-    if isinstance(targets, str):
-        try:
-            re.compile(targets)
-        except re.error as error:
-            raise ValueError(f"target {targets!r} is not a regular expression: {error}") from None
-    elif not targets:
-        raise ValueError("targets is empty: name at least one layer, or use 'all-linear'")
-    # A string is one pattern, and each name of a list must find something by itself.
-    patterns = {targets: targets} if isinstance(targets, str) else {name: [name] for name in targets}
-    for target, pattern in patterns.items():
-        if not any(matches(name, pattern) for name in modules):
-            ends = sorted({name.rpartition(".")[2] for name, module in modules.items() if is_linear(module)})
-            raise ValueError(
-                f"target {target!r} matches no module (a list holds names, a string is a regular expression for the "
-                f"whole path); linear layers here end in {ends}"
-            )
-
-
 def inject(
     model: nn.Module,
     targets: str | Iterable[str],
-    rank: int,
-    alpha: float,
+    rank: int | Mapping[str, int],
+    alpha: float | Mapping[str, float],
     dropout: float = 0.0,
     rslora: bool = False,
-    init: Init = default_factors,
+    init: Init | str | bool | Mapping[str, Init] = True,
+    *,
+    quantize: str | Mapping[str, Any] | None = None,
+    layer: type[LoRALinear] = LoRALinear,
+    fused: bool = False,
 ) -> nn.Module:
     """Freeze `model` and wrap its target layers in `LoRALinear`, in place. Returns the same model.
 
     A layer that the model reaches by several paths is wrapped once and replaced at all of them. Only A and B train
-    afterwards. `targets` as in `find_targets`; the other arguments as in `LoRALinear`.
+    afterwards. `targets` as in `find_targets`; the other arguments as in `LoRALinear`, and:
+
+    rank, alpha, init: one for all, or one for each target by its path (which then names them all).
+    quantize: "nf4", "int8" or the keyword arguments of `QuantizedLinear.from_linear`: each base is replaced by its
+        codes, after the shift of its init (QLoRA, QPiSSA, LoftQ in one step). LoftQ without it means "nf4".
+    layer: the class of the wrapper, `LoRALinear` or one that extends it (`DoRALinear`).
 
     Raises ValueError or TypeError with the model untouched: already injected, a target that matches nothing or no
-    linear layer, a rank, alpha or dropout outside its limits.
+    linear layer, a setting outside its limits, a base that an init would have to change and that another module shares.
     """
     if lora_layers(model):
         raise ValueError("the model is already injected: eject it first, or two adapters would be nested")
     found = find_targets(model, targets)
+    ranks, alphas, inits = (
+        _by_path(name, value, found) for name, value in (("rank", rank), ("alpha", alpha), ("init", init))
+    )
+    quantize = {"kind": quantize} if isinstance(quantize, str) else quantize
     for name, base in found.items():
         try:
-            check_settings(base, rank, alpha, dropout)
+            check_settings(base, ranks[name], alphas[name], dropout)
+            inits[name] = resolve(inits[name])
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from None
-    return install(
-        model, lambda: {n: LoRALinear(base, rank, alpha, dropout, rslora, init) for n, base in found.items()}
-    )
+    if any(isinstance(one, NamedInit) and one.recipe.base == "quantized" for one in inits.values()):
+        quantize = quantize or {"kind": "nf4"}
+        inits = {name: replace(one, options={**quantize, **one.options}) for name, one in inits.items()}
+
+    def build() -> dict[str, LoRALinear]:
+        wrappers = {}
+        for name, base in found.items():
+            try:
+                wrapper = layer(base, ranks[name], alphas[name], dropout, rslora, inits[name], fused)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{name}: {error}") from None
+            wrappers[name] = quantize_base_(wrapper, quantize) if quantize else wrapper
+        return wrappers
+
+    return install(model, found, build)
 
 
-def install(model: nn.Module, build: Callable[[], dict[str, LoRALinear]]) -> nn.Module:
-    """Freeze `model` and put the wrappers that `build()` returns in the place of their bases, wherever those stand.
+def quantize_base_(wrapper: LoRALinear, quantize: Mapping[str, Any]) -> LoRALinear:
+    """Give `wrapper` the quantized form of its base, after its shift. The base itself is left as it is."""
+    from lora_lab.quantized_linear import QuantizedLinear
+    from lora_lab.shift import shifted_weight
+
+    base = QuantizedLinear.from_linear(wrapper.base, **quantize)
+    if wrapper.A0 is not None:
+        base.requantize_(shifted_weight(wrapper))
+        wrapper.shifted = True
+    wrapper.base = base.requires_grad_(False).train(wrapper.base.training)
+    return wrapper
+
+
+def install(model: nn.Module, found: Mapping[str, nn.Module], build: Callable[[], dict[str, LoRALinear]]) -> nn.Module:
+    """Freeze `model`, put the wrappers that `build()` returns in the place of the layers `found`, wherever those
+    stand, and shift the bases of those whose init asks for it.
 
     Remembers what trained before, for `eject`. If `build` fails or is interrupted, the model is as it was.
     """
+    from lora_lab.shift import shift_
+
     was_trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    wrappers: dict[str, LoRALinear] = {}
     try:
         wrappers = build()
+        pending = {name: w for name, w in wrappers.items() if w.A0 is not None and not w.shifted}
+        refuse_unwritable(model, {name: w.base for name, w in pending.items()})
         model.requires_grad_(False)
-        _replace(model, {wrapper.base: wrapper for wrapper in wrappers.values()})
+        _replace(model, {found[name]: wrapper for name, wrapper in wrappers.items()})
+        shift_(pending.values())
     except BaseException:
-        unwrap(model)
+        _replace(model, {wrapper: found[name] for name, wrapper in wrappers.items()})
         _set_trainable(model, was_trainable)
         raise
     model.__dict__[_WAS_TRAINABLE] = was_trainable
     return model
 
 
+def _by_path(name: str, value: Any, found: Mapping[str, nn.Module]) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(found, value)
+    if set(value) != set(found):
+        odd = sorted(set(value) ^ set(found))
+        raise ValueError(f"{name} by path must name every target and nothing else; {odd[0]!r} is in one of them only")
+    return dict(value)
+
+
 def eject(model: nn.Module) -> nn.Module:
     """Take the adapters out, in place: every base layer returns to its place, the very same object, and every
     parameter trains again that trained before `inject`. A and B are dropped: save them first. Returns the model (for
-    a bare `LoRALinear` its base).
+    a bare `LoRALinear` its base). A base that was quantized by `inject` stays quantized; a shifted one gets back W, to
+    one rounding.
 
-    Raises ValueError if nothing is injected, or if a layer is merged (its base would not be the base).
+    Raises ValueError if nothing is injected, if a layer is merged (its base would not be the base), or if W is gone
+    (quantized after a shift).
     """
+    from lora_lab.shift import refuse_lost, unshift_
+
     layers = lora_layers(model)
     if not layers:
         raise ValueError("nothing to eject: the model has no LoRA layer")
     merged = [name for name, layer in layers.items() if layer.merged]
     if merged:
         raise ValueError(f"{len(merged)} layers are merged ({merged[0]}, ...): unmerge_ first, or take merged(model)")
+    refuse_lost(layers)
+    unshift_(layers.values())
     return unwrap(model)
 
 

@@ -1,8 +1,8 @@
 """W' = W + s·BA: fold the update into the weight, and take it out again.
 
-The sum is formed in fp32 (fp64 for an fp64 base) and rounded once to the dtype of W. Rounding is why unmerging is
-close, not exact: (W + ΔW) - ΔW differs from W by up to one unit in the last place of the larger of W and W + ΔW.
-`keep_base=True` keeps W itself.
+The sum is formed in fp32 (fp64 for an fp64 base) and rounded once to the dtype of W, or quantized once to its codes.
+Rounding is why unmerging is close, not exact: (W + ΔW) - ΔW differs from W by up to one unit in the last place of the
+larger of W and W + ΔW. `keep_base=True` keeps W itself. `lora_lab.merge_check` proves a merge.
 Source: Hu et al. 2021 (arXiv:2106.09685), section 4.1, "No Additional Inference Latency".
 """
 
@@ -11,19 +11,26 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from lora_lab.base import is_quantized, oriented_weight, refuse_unwritable, restore_, stored
 from lora_lab.inject import lora_layers, unwrap
-from lora_lab.layer import LoRALinear, is_conv1d, oriented_weight
+from lora_lab.layer import LoRALinear
+
+KEPT = "kept_"  # buffers of a merged layer that hold the exact base, by the names of `stored`
 
 
 @torch.no_grad()
 def merged_weight(layer: LoRALinear) -> Tensor:
     """W + s·BA as a new tensor in the layout, dtype and device of `layer.base.weight`. Nothing is changed.
 
+    Of a quantized base: (out, in), in fp32 or better, not yet quantized again.
     Raises ValueError if the layer is merged already: its weight holds the update.
     """
     if layer.merged:
         raise ValueError("the layer is merged: its base weight already holds s·BA")
-    return _shifted(layer, +1)
+    weight = oriented_weight(layer.base, wide=True)
+    new = torch.empty_like(weight)  # keeps the strides: the layout of a Conv1D too
+    layer.fold(weight, out=new)
+    return new if is_quantized(layer.base) or weight is layer.base.weight else new.T
 
 
 @torch.no_grad()
@@ -37,14 +44,12 @@ def merge_(model: nn.Module, keep_base: bool = False) -> nn.Module:
     of W cannot hold, a base weight that another module shares (merging would change that module too), or one that
     is computed from other tensors (weight or spectral norm: what is written to it would be lost).
     """
-    layers = {name: layer for name, layer in _layers(model).items() if not layer.merged}
-    _refuse_computed(layers)
-    _refuse_shared(model, layers)
-    for name, layer in layers.items():
-        _refuse_not_finite(name, layer)
+    layers = _mergeable(model)
     for layer in layers.values():
-        layer.kept_weight = layer.base.weight.detach().clone() if keep_base else None
-        layer.base.weight.copy_(_shifted(layer, +1))
+        if keep_base:
+            for name, tensor in stored(layer.base).items():
+                layer.register_buffer(KEPT + name, tensor.clone(), persistent=False)
+        _write(layer, layer.fold)
         layer.merged = True
     return model
 
@@ -53,26 +58,41 @@ def merge_(model: nn.Module, keep_base: bool = False) -> nn.Module:
 def unmerge_(model: nn.Module) -> nn.Module:
     """Take every merged adapter out of its base weight again, in place. Unmerging the unmerged changes nothing.
 
-    Exact after `merge_(model, keep_base=True)`, otherwise to the rounding of the base's dtype.
+    Exact after `merge_(model, keep_base=True)`, otherwise to the rounding of the base's dtype (of a quantized base:
+    to the distance between its codes).
     Raises ValueError if the model has no LoRA layer.
     """
     for layer in _layers(model).values():
         if layer.merged:
-            layer.base.weight.copy_(_shifted(layer, -1) if layer.kept_weight is None else layer.kept_weight)
-            layer.kept_weight = None
+            kept = {name: getattr(layer, KEPT + name, None) for name in stored(layer.base)}
+            if None in kept.values():
+                _write(layer, layer.unfold)
+            else:
+                restore_(layer.base, kept)
+                for name in kept:
+                    setattr(layer, KEPT + name, None)
             layer.merged = False
     return model
 
 
+@torch.no_grad()
 def merged(model: nn.Module) -> nn.Module:
     """A plain copy of `model` with every adapter folded in: no LoRA layer left, every parameter frozen.
 
     Of a bare `LoRALinear` the copy is a plain linear layer. `model` itself, merged or not, is left as it is. The copy
-    has the dtypes and devices of `model`.
+    has the dtypes and devices of `model`. Each new weight is formed once, where it stays; A and B are not copied.
     Raises ValueError as `merge_` does.
     """
-    _layers(model)
-    return unwrap(merge_(copy.deepcopy(model))).requires_grad_(False)
+    _mergeable(model, copied=True)
+    # deepcopy takes what stands in `memo` for the copy of the object with that id.
+    memo: dict[int, object] = {}
+    for layer in lora_layers(model).values():
+        if not layer.merged and not is_quantized(layer.base):
+            memo[id(layer.base.weight)] = nn.Parameter(merged_weight(layer), requires_grad=False)
+        base = memo[id(layer)] = copy.deepcopy(layer.base, memo)
+        if not layer.merged and is_quantized(layer.base):
+            base.requantize_(merged_weight(layer))
+    return unwrap(copy.deepcopy(model, memo)).requires_grad_(False)
 
 
 def _layers(model: nn.Module) -> dict[str, LoRALinear]:
@@ -82,38 +102,32 @@ def _layers(model: nn.Module) -> dict[str, LoRALinear]:
     return layers
 
 
-def _shifted(layer: LoRALinear, sign: int) -> Tensor:
-    """W + sign·s·BA, summed wide and rounded once."""
-    weight, delta = layer.base.weight, layer.delta_weight()
-    # fp16 or bf16 plus fp32 is a sum in fp32.
-    return (weight + sign * (delta.T if is_conv1d(layer.base) else delta)).to(weight.dtype)
-
-
-def _refuse_computed(layers: dict[str, LoRALinear]) -> None:
+def _mergeable(model: nn.Module, copied: bool = False) -> dict[str, LoRALinear]:
+    """The layers that are not merged yet, after everything that `merge_` refuses."""
+    layers = {name: layer for name, layer in _layers(model).items() if not layer.merged}
+    refuse_unwritable(model, {name: layer.base for name, layer in layers.items()}, copied)
     for name, layer in layers.items():
-        if "weight" not in layer.base._parameters:
-            raise ValueError(f"{name}: the weight is computed (weight or spectral norm?). Remove that first")
+        _refuse_not_finite(name, layer)
+    return layers
 
 
-def _refuse_shared(model: nn.Module, layers: dict[str, LoRALinear]) -> None:
-    # By address: two parameters may be different objects over the same memory.
-    owners = {layer.base.weight.data_ptr(): name for name, layer in layers.items()}
-    for other, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            name = owners.get(parameter.data_ptr())
-            if name is not None and layers[name].base is not module:
-                raise ValueError(f"{name} shares its weight with {other}: merging would change both. Untie them first")
+def _write(layer: LoRALinear, formed) -> None:
+    """Put `formed(W, out=...)` into the base: straight, or by way of a dense matrix if it is quantized."""
+    weight = oriented_weight(layer.base, wide=True)
+    formed(weight, out=weight)
+    if is_quantized(layer.base):
+        layer.base.requantize_(weight)
 
 
 def _refuse_not_finite(name: str, layer: LoRALinear) -> None:
-    # Cauchy-Schwarz: |s·BA|_ij <= s·|B_i|·|A_j|. A bound costs less than the product, and NaN fails every comparison.
-    update = layer.scale * layer.B.norm(dim=1).max() * layer.A.norm(dim=0).max()
+    # A bound costs less than the product, and NaN fails every comparison.
     weight = oriented_weight(layer.base)
-    largest = weight.abs().max().to(update.dtype)
-    limit = torch.finfo(weight.dtype).max
+    low, high = torch.aminmax(weight)
+    largest = torch.maximum(-low, high).to(layer.A.dtype)
+    bound, limit = layer.fold_bound(largest), torch.finfo(weight.dtype).max
     # The bound may be far too high. Where it fails, the sum itself decides.
-    if not largest + update < limit and not _shifted(layer, +1).isfinite().all():
+    if not bound < limit and not merged_weight(layer).isfinite().all():
         raise ValueError(
-            f"{name}: W + s·BA is not finite in {weight.dtype}: max|W| = {largest:.3g}, |s·BA| <= {update:.3g}, "
+            f"{name}: W + s·BA is not finite in {weight.dtype}: max|W| = {largest:.3g}, |W + s·BA| <= {bound:.3g}, "
             f"limit {limit:.3g}"
         )

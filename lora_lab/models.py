@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 
 from lora_lab.model_source import check_folder, find_folder
+from lora_lab.modes import evaluating
 
 
 def load_base(source=None, *, device=None, dtype: torch.dtype = torch.float32):
@@ -78,7 +79,7 @@ def answer(model, tokenizer, prompts: list[str], max_new_tokens: int = 48, batch
     stops = _stop_tokens(model, tokenizer)
     answers = [""] * len(rows)
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
-    with _evaluating(model):
+    with _plain_answers(model):
         for start in range(0, len(rows), batch_size):
             chosen = by_length[start : start + batch_size]
             for i, new in zip(chosen, _generate(model, [rows[i] for i in chosen], max_new_tokens, stops), strict=True):
@@ -125,23 +126,20 @@ def _stop_tokens(model, tokenizer) -> set[int]:
 
 
 @contextmanager
-def _evaluating(model) -> Iterator[None]:
+def _plain_answers(model) -> Iterator[None]:
     """Evaluation mode and plain settings for a while: a model may come with sampling or penalties switched on."""
     from transformers import GenerationConfig
 
-    modes = [(module, module.training) for module in model.modules()]
     # vars(): a wrapper such as PEFT's has no settings of its own and passes on those of the model inside.
     settings = [(module, module.generation_config) for module in model.modules() if "generation_config" in vars(module)]
-    model.eval()
-    for module, _ in settings:
-        module.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        for module, config in settings:
-            module.generation_config = config
-        for module, training in modes:
-            module.training = training
+    with evaluating(model):
+        for module, _ in settings:
+            module.generation_config = GenerationConfig()
+        try:
+            yield
+        finally:
+            for module, config in settings:
+                module.generation_config = config
 
 
 def _check_lengths(rows: list[list[int]], max_new_tokens: int, limit: int | None) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lora_lab.inject import find_targets
+from lora_lab.targets import find_targets
 from lora_lab.train import History, train
 
 

@@ -5,19 +5,19 @@ alone. A run that is stopped and resumed therefore gives the same numbers as one
 """
 
 import dataclasses
-import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
+from lora_lab.batches import IGNORE, batch_at, collate, fingerprint
+from lora_lab.checkpoint import resume, save_checkpoint
 from lora_lab.inject import lora_layers
-
-IGNORE = -100  # label of tokens that the loss leaves out, by torch's convention
+from lora_lab.modes import evaluating, modes_kept
 
 
 @dataclasses.dataclass
@@ -40,29 +40,6 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     if step < rising:
         return peak * (step + 1) / rising
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-
-
-def batch_at(examples: Sequence, batch_size: int, seed: int, step: int) -> list:
-    """The batch of step `step`: the epoch's own shuffle, cut into batches of `batch_size` (the last may be smaller)."""
-    per_epoch = math.ceil(len(examples) / batch_size)
-    epoch, position = divmod(step, per_epoch)
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-    return [examples[i] for i in order[position * batch_size : (position + 1) * batch_size].tolist()]
-
-
-def collate(batch: Sequence[dict], pad_id: int = 0, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Pad on the right to the longest: input_ids, attention_mask, labels, each (batch, length), int64."""
-    length = max(len(example["input_ids"]) for example in batch)
-
-    def padded(key: str, fill: int) -> Tensor:
-        return torch.tensor([list(e[key]) + [fill] * (length - len(e[key])) for e in batch], device=device)
-
-    mask = [[1] * len(e["input_ids"]) + [0] * (length - len(e["input_ids"])) for e in batch]
-    return {
-        "input_ids": padded("input_ids", pad_id),
-        "attention_mask": torch.tensor(mask, device=device),
-        "labels": padded("labels", IGNORE),
-    }
 
 
 def train(
@@ -106,17 +83,16 @@ def train(
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=weight_decay)
     settings = {"steps": steps, "lr": lr, "batch_size": batch_size, "warmup": warmup, "weight_decay": weight_decay}
     settings |= {"clip": clip, "seed": seed, "pad_id": pad_id}
-    settings |= {"examples": _fingerprint(examples), "adapters": _adapters(model)}
+    settings |= {"examples": fingerprint(examples), "adapters": _adapters(model)}
     history = History()
     if checkpoint is not None and Path(checkpoint).exists():
-        history = _resume(Path(checkpoint), settings, parameters, optimizer)
+        history = History(**resume(Path(checkpoint), settings, parameters, optimizer))
     device = next(iter(parameters.values())).device
     gpus = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    was_training = {module: module.training for module in model.modules()}
     silent = not progress or bool(os.environ.get("TQDM_DISABLE"))  # tqdm's notebook bar does not look at it itself
     bar = tqdm(total=steps, initial=len(history.loss), disable=silent, leave=False, unit="step")
     try:
-        with torch.random.fork_rng(devices=gpus):
+        with modes_kept(model), torch.random.fork_rng(devices=gpus):
             for step in range(len(history.loss), steps):
                 rate = learning_rate(step, steps, lr, warmup)
                 for group in optimizer.param_groups:
@@ -132,13 +108,11 @@ def train(
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 stop = on_step is not None and bool(on_step(step + 1, history))
                 if checkpoint is not None and (stop or step + 1 == steps or (step + 1) % save_every == 0):
-                    _save(Path(checkpoint), settings, parameters, optimizer, history)
+                    save_checkpoint(Path(checkpoint), settings, parameters, optimizer, history)
                 if stop:
                     break
     finally:
         bar.close()
-        for module, mode in was_training.items():
-            module.training = mode
     return history
 
 
@@ -152,10 +126,8 @@ def mean_loss(model: nn.Module, examples: Sequence[dict], batch_size: int = 64, 
     if not len(examples):
         raise ValueError("examples is empty")
     device = next(model.parameters()).device
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     total = tokens = 0
-    try:
+    with evaluating(model):
         # Sorted by length, so that a batch holds little padding.
         ordered = sorted(examples, key=lambda example: len(example["input_ids"]))
         for start in range(0, len(ordered), batch_size):
@@ -164,9 +136,6 @@ def mean_loss(model: nn.Module, examples: Sequence[dict], batch_size: int = 64, 
             if labelled:  # the mean of no loss at all is NaN
                 total += model(**batch).loss.item() * labelled
             tokens += labelled
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if not tokens:
         raise ValueError("the examples hold no label to predict: every one is -100, or stands first")
     return total / tokens
@@ -223,48 +192,3 @@ def _check_data(model: nn.Module, examples: Sequence[dict]) -> None:
 def _adapters(model: nn.Module) -> dict[str, list[float]]:
     """What a checkpoint's A and B mean: scale and dropout of every LoRA layer."""
     return {name: [layer.scale, getattr(layer.dropout, "p", 0.0)] for name, layer in lora_layers(model).items()}
-
-
-def _fingerprint(examples: Sequence[dict]) -> str:
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(repr((list(example["input_ids"]), list(example["labels"]))).encode())
-    return digest.hexdigest()
-
-
-def _save(path: Path, settings: dict, parameters: dict, optimizer, history: History) -> None:
-    state = {
-        "settings": settings,
-        "parameters": {name: p.detach() for name, p in parameters.items()},
-        "optimizer": optimizer.state_dict(),
-        "history": dataclasses.asdict(history),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.save(state, beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-@torch.no_grad()
-def _resume(path: Path, settings: dict, parameters: dict, optimizer) -> History:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        history = History(**state["history"])
-        saved, shapes = dict(state["settings"]), {name: p.shape for name, p in state["parameters"].items()}
-        optimizer_state = state["optimizer"]
-    except Exception as error:
-        # Only its kind: torch's own words for a damaged file advise to switch weights_only off.
-        reason = type(error).__name__
-        raise ValueError(f"{path} is no readable checkpoint ({reason}): delete it to start afresh") from None
-    other = [key for key in settings if saved.get(key) != settings[key]]
-    if shapes != {name: p.shape for name, p in parameters.items()}:
-        other.append("trained parameters")
-    if other:
-        raise ValueError(f"{path} belongs to a run with other {', '.join(other)}: delete it, or name another file")
-    optimizer.load_state_dict(optimizer_state)
-    for name, parameter in parameters.items():
-        parameter.copy_(state["parameters"][name])
-    return history

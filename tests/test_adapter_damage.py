@@ -73,7 +73,7 @@ BROKEN = {  # what is done to the folder, error, words of the message
     "binary config": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe\x00"), ValueError, "is not JSON"),
     "a list": (lambda f: (f / CONFIG).write_text("[1]"), ValueError, "does not describe a LoRA adapter"),
     "IA3": (lambda f: edit_config(f, peft_type="IA3"), ValueError, "does not describe a LoRA adapter"),
-    "DoRA": (lambda f: edit_config(f, use_dora=True), ValueError, "use_dora = True is more than plain LoRA"),
+    "DoRA": (lambda f: edit_config(f, use_dora=True), ValueError, "magnitude is missing"),
     "modules_to_save": (lambda f: edit_config(f, modules_to_save=["lm_head"]), ValueError, "modules_to_save"),
     "lora_bias": (lambda f: edit_config(f, lora_bias=True), ValueError, "lora_bias"),
     "bias": (lambda f: edit_config(f, bias="all"), ValueError, "bias = 'all'"),

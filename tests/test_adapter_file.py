@@ -23,7 +23,7 @@ from models_for_tests import (
 )
 from torch import nn
 
-from lora_lab import LoRALinear, adapter_file, eject, inject, load_adapter, lora_layers, merge_, save_adapter
+from lora_lab import LoRALinear, eject, inject, load_adapter, lora_layers, merge_, peft_config, save_adapter
 from lora_lab.adapter_file import CONFIG, WEIGHTS
 
 WAYS = {  # settings of inject, beside rank and alpha
@@ -148,10 +148,20 @@ def test_what_is_loaded_can_be_merged_ejected_and_loaded_again(tmp_path):
 
 def test_every_field_of_pefts_config_is_known():
     """A field that this list does not know may mean an adapter that is more than plain LoRA: decide, then add it."""
-    read = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "bias"}
+    read = {
+        "peft_type",
+        "r",
+        "use_dora",
+        "lora_alpha",
+        "lora_dropout",
+        "use_rslora",
+        "rank_pattern",
+        "alpha_pattern",
+        "bias",
+    }
     describing = {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
     choosing = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"}
     of_an_init = {"init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config"}
     of_running = {"megatron_config", "megatron_core", "runtime_config", "qalora_group_size", "ensure_weight_tying"}
-    known = read | describing | choosing | of_an_init | of_running | set(adapter_file.UNSUPPORTED)
+    known = read | describing | choosing | of_an_init | of_running | set(peft_config.UNSUPPORTED)
     assert {field.name for field in dataclasses.fields(peft.LoraConfig)} <= known

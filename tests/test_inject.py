@@ -12,7 +12,7 @@ from torch import nn
 
 import lora_lab.inject
 from lora_lab import Count, LoRALinear, count, eject, find_targets, inject, lora_layers, merge_, unmerge_
-from lora_lab.inject import matches
+from lora_lab.targets import matches
 
 IDS = torch.arange(6).reshape(2, 3)
 

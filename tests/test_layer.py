@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lora_lab import LoRALinear, inject, lora_layers, merged_weight, scale_of
+from lora_lab.base import oriented_weight
 from lora_lab.init import default_factors
-from lora_lab.layer import oriented_weight
 
 OUT, IN = 20, 12
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from lora_lab import LoRALinear, eject, inject, lora_layers, merge_, merged, merged_weight, unmerge_
-from lora_lab.layer import oriented_weight
+from lora_lab.base import oriented_weight
 
 OUT, IN = 20, 12
 

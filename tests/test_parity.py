@@ -27,7 +27,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from lora_lab import adapter_state, count, find_targets, inject, lora_layers, merged
-from lora_lab.inject import matches
+from lora_lab.targets import matches
 
 SHAPES = {"tall": (48, 16, 4), "wide": (16, 48, 4), "rank 1": (7, 5, 1), "full rank": (6, 10, 6)}  # out, in, rank
 LAYERS = {f"{name}, {kind}": (shape, kind) for name, shape in SHAPES.items() for kind in ("bias", "no bias", "Conv1D")}

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from lora_lab.inject import find_targets
 from lora_lab.models import load_base
 from lora_lab.paths import MEASUREMENTS
 from lora_lab.subspace_training import default_lr, train_in_subspace
+from lora_lab.targets import find_targets
 from lora_lab.tasks import encode, load
 from lora_lab.train import mean_loss, train
 from lora_lab.world.measure import circumstances, write_json

@@ -2,7 +2,7 @@
 
 import re
 
-from lora_lab.inject import matches as library_matches
+from lora_lab.targets import matches as library_matches
 
 from . import right, wrong
 

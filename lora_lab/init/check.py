@@ -1,0 +1,48 @@
+"""What every init refuses before it computes anything."""
+
+from numbers import Integral, Real
+
+import torch
+from torch import Tensor
+
+
+def check_rank(rank: int, limit: int, name: str = "rank") -> int:
+    """`rank` as a plain int. Raises ValueError unless it is a whole number from 1 to `limit`."""
+    if isinstance(rank, bool) or not isinstance(rank, Integral) or not 1 <= rank <= limit:
+        raise ValueError(f"{name} must be a whole number from 1 to min(out, in) = {limit}, got {rank!r}")
+    return int(rank)
+
+
+def check_scale(scale: float) -> float:
+    """`scale` as a float. Raises ValueError unless it is positive and finite."""
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 < scale < float("inf"):
+        raise ValueError(f"scale must be a positive finite number, got {scale!r}")
+    return float(scale)
+
+
+def check_matrix(matrix: Tensor, name: str = "weight") -> Tensor:
+    """`matrix` itself. Raises TypeError or ValueError unless it is a real, non-empty, floating-point matrix."""
+    if not isinstance(matrix, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(matrix).__name__}")
+    if not matrix.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {matrix.dtype}: dequantize it first")
+    if matrix.ndim != 2 or matrix.numel() == 0:
+        raise ValueError(f"{name} must be a matrix (out, in), got the shape {tuple(matrix.shape)}")
+    if matrix.is_meta:
+        raise ValueError(f"{name} {tuple(matrix.shape)} is on the meta device: it has a shape but no numbers")
+    return matrix
+
+
+def check_weight(weight: Tensor, rank: int, scale: float = 1.0) -> Tensor:
+    """`weight` (out, in) without gradient, in fp32 (fp64 stays fp64), ready for an SVD-like init.
+
+    Raises TypeError or ValueError for a weight that is no finite matrix, or a rank or scale outside its limits.
+    """
+    check_matrix(weight)
+    check_rank(rank, min(weight.shape))
+    check_scale(scale)
+    wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    bad = wide.numel() - int(wide.isfinite().sum())
+    if bad:
+        raise ValueError(f"weight {tuple(weight.shape)} has {bad} entries that are NaN or infinite")
+    return wide

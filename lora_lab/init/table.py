@@ -1,0 +1,123 @@
+"""The table of all inits: PEFT's names, what each reads, and what it does to the base weight.
+
+    named("pissa")(weight (out, in), rank, scale) -> Start(A, B, shift)
+
+`INITS` is what the rest of the package knows about inits. A new one is a file and a row.
+"""
+
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from lora_lab.init.default import default_factors
+from lora_lab.init.start import Init, Start
+
+
+def _pending(module: str, name: str) -> Callable:
+    def call(*args, **options):
+        return getattr(importlib.import_module(f"lora_lab.init.{module}"), name)(*args, **options)
+
+    return call
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to start.
+
+    factors: (weight, rank, scale, **options) -> (A, B); LoftQ's returns its shift (A0, B0) as well.
+    base: what happens to the base weight W: "kept"; "residual" (W - s·BA); "quantized" (codes of W - s·B0 A0).
+    needs: what it reads: "nothing" (the shape), "weight", "inputs" (of the layer) or "gradient" (of W), both on data.
+    no_op: does the adapted model answer like W before the first step (to rounding)?
+    trains: the factors that learn.
+    """
+
+    factors: Callable[..., tuple[Tensor, ...]]
+    base: str
+    needs: str
+    no_op: bool
+    source: str
+    trains: str = "AB"
+
+
+INITS: dict[str, Recipe] = {
+    "default": Recipe(default_factors, "kept", "nothing", True, "Hu et al. 2021, arXiv:2106.09685"),
+    "random": Recipe(_pending("random", "random_factors"), "kept", "nothing", False, "PEFT's False, for debugging"),
+    "gaussian": Recipe(_pending("gaussian", "gaussian_factors"), "kept", "nothing", True, "PEFT, after diffusers"),
+    "orthogonal": Recipe(
+        _pending("orthogonal", "orthogonal_factors"), "kept", "nothing", True, "PEFT, after Zhang et al. 2025"
+    ),
+    "pissa": Recipe(
+        _pending("pissa", "pissa_factors"), "residual", "weight", True, "Meng et al. 2024, arXiv:2404.02948"
+    ),
+    "olora": Recipe(
+        _pending("olora", "olora_factors"), "residual", "weight", True, "Büyükakyüz 2024, arXiv:2406.01775"
+    ),
+    "mica": Recipe(_pending("mica", "mica_factors"), "kept", "weight", True, "MiCA 2026, arXiv:2604.01694", "A"),
+    "corda": Recipe(
+        _pending("corda", "corda_factors"), "residual", "inputs", True, "Yang et al. 2024, arXiv:2406.05223"
+    ),
+    "eva": Recipe(_pending("eva", "eva_factors"), "kept", "inputs", True, "Paischer et al. 2024, arXiv:2410.07170"),
+    "lora_ga": Recipe(
+        _pending("lora_ga", "lora_ga_factors"), "residual", "gradient", True, "Wang et al. 2024, arXiv:2407.05000"
+    ),
+    "loftq": Recipe(
+        _pending("loftq", "loftq_factors"), "quantized", "weight", False, "Li et al. 2023, arXiv:2310.08659"
+    ),
+}
+DATA_DRIVEN = tuple(name for name, recipe in INITS.items() if recipe.needs in ("inputs", "gradient"))
+
+
+@dataclass(frozen=True)
+class NamedInit:
+    """A row of the table with its options filled in: an `Init`."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> Recipe:
+        return INITS[self.name]
+
+    def __call__(self, weight: Tensor, rank: int, scale: float) -> Start:
+        A, B, *shift = self.recipe.factors(weight, rank, scale, **self.options)
+        if self.recipe.base == "residual":
+            shift = A, B
+        return Start(A, B, tuple(shift) or None, self.recipe.trains)
+
+
+def named(name: str, **options: Any) -> NamedInit:
+    """The init of that name, with options: `named("pissa", niter=16)`, `named("loftq", iterations=5)`.
+
+    "pissa_niter_16" is PEFT's way to write the first of these. Upper and lower case count.
+    Raises ValueError for a name that is not in the table.
+    """
+    niter = re.fullmatch(r"pissa_niter_(\d+)", name)
+    if niter:
+        name, options = "pissa", {"niter": int(niter[1]), **options}
+    if name not in INITS:
+        raise ValueError(f"unknown init {name!r}: one of {', '.join(INITS)}, pissa_niter_N")
+    return NamedInit(name, options)
+
+
+def resolve(init: Init | str | bool) -> Init:
+    """An init from what people write: a function, a name, True (default) or False (random, as in PEFT).
+
+    Raises TypeError for anything else (None is random in PEFT; here it is refused), ValueError for an unknown name or
+    one that needs data, which `lora_lab.init.prepare` gathers.
+    """
+    if isinstance(init, bool):
+        return NamedInit("default" if init else "random")
+    if isinstance(init, str):
+        found = named(init)
+        if found.name in DATA_DRIVEN:
+            raise ValueError(
+                f"init {init!r} needs data: inject(model, **prepare({init!r}, model, targets, batches, rank, alpha))"
+            )
+        return found
+    if not callable(init):
+        raise TypeError(f"init must be a function, a name, True or False, got {init!r}")
+    return init
