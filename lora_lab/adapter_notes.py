@@ -71,4 +71,5 @@ def read_notes(metadata: Mapping[str, str], ranks: Mapping[str, int]) -> Notes:
 def _settings(base: nn.Module) -> dict[str, Any]:
     if not is_quantized(base):
         return {}
-    return {"kind": base.kind, "block_size": base.block_size, "double": base.double}
+    by_row = base.kind == "int8" and base.block_size == base.in_features  # its default, another number in each layer
+    return {"kind": base.kind, "block_size": None if by_row else base.block_size, "double": base.double}

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
-from lora_lab.base import refuse_unwritable
+from lora_lab.base import is_quantized, refuse_unwritable
 from lora_lab.init import Init, NamedInit, resolve
 from lora_lab.layer import LoRALinear, check_settings
 from lora_lab.targets import find_targets
@@ -106,22 +107,30 @@ def install(model: nn.Module, found: Mapping[str, nn.Module], build: Callable[[]
     """Freeze `model`, put the wrappers that `build()` returns in the place of the layers `found`, wherever those
     stand, and shift the bases of those whose init asks for it.
 
-    Remembers what trained before, for `eject`. If `build` fails or is interrupted, the model is as it was.
+    Remembers what trained before, for `eject`. If `build` fails or is interrupted, the model is as it was, and the
+    global random state too.
     """
     from lora_lab.shift import shift_
 
     was_trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    random_state = torch.get_rng_state()
     wrappers: dict[str, LoRALinear] = {}
     try:
         wrappers = build()
         pending = {name: w for name, w in wrappers.items() if w.A0 is not None and not w.shifted}
+        for name, wrapper in pending.items():
+            if is_quantized(wrapper.base):
+                raise ValueError(
+                    f"{name} is quantized already: shift the original base, with quantize= in the same call"
+                )
         refuse_unwritable(model, {name: w.base for name, w in pending.items()})
         model.requires_grad_(False)
-        _replace(model, {found[name]: wrapper for name, wrapper in wrappers.items()})
+        replace_modules(model, {found[name]: wrapper for name, wrapper in wrappers.items()})
         shift_(pending.values())
     except BaseException:
-        _replace(model, {wrapper: found[name] for name, wrapper in wrappers.items()})
-        _set_trainable(model, was_trainable)
+        replace_modules(model, {wrapper: found[name] for name, wrapper in wrappers.items()})
+        set_trainable(model, was_trainable)
+        torch.set_rng_state(random_state)
         raise
     model.__dict__[_WAS_TRAINABLE] = was_trainable
     return model
@@ -160,11 +169,11 @@ def eject(model: nn.Module) -> nn.Module:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Replace each LoRA layer by its base as it is now, merged or not, in place; restore what trained before."""
-    _replace(model, {layer: layer.base for layer in lora_layers(model).values()})
+    replace_modules(model, {layer: layer.base for layer in lora_layers(model).values()})
     # The record stands where `inject` was called, which may be a part of `model`.
     for module in list(model.modules()):
         if _WAS_TRAINABLE in module.__dict__:
-            _set_trainable(module, module.__dict__.pop(_WAS_TRAINABLE))
+            set_trainable(module, module.__dict__.pop(_WAS_TRAINABLE))
     return model.base if isinstance(model, LoRALinear) else model
 
 
@@ -176,13 +185,13 @@ def count(model: nn.Module) -> Count:
     return Count(trainable, total, 100 * trainable / total if total else 0.0)
 
 
-def _set_trainable(model: nn.Module, names: Iterable[str]) -> None:
+def set_trainable(model: nn.Module, names: Iterable[str]) -> None:
     names = set(names)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
 
 
-def _replace(model: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
+def replace_modules(model: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
     """Put `new[child]` wherever `child` stands below `model`, at every path that leads to it."""
     for parent in list(model.modules()):
         for attribute, child in list(parent._modules.items()):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lora_lab.adapter import scale_of
 from lora_lab.base import is_linear, is_quantized, oriented_weight, weight_shape
+from lora_lab.fused import lora_linear
 from lora_lab.init import Init, Start, resolve
 from lora_lab.init.check import check_rank
 from lora_lab.product import add_low_rank
@@ -41,7 +42,8 @@ class LoRALinear(nn.Module):
         dropout: probability of dropping an input of the adapter path (the base path sees every input).
         rslora: divide alpha by sqrt(rank) instead of rank.
         init: a function `(weight (out, in), rank, scale) -> (A, B)` or `Start`, or a name from `lora_lab.init.INITS`.
-        fused: compute with `lora_lab.fused`: the same numbers to rounding, in fewer passes.
+        fused: compute with `lora_lab.fused`: the same numbers to rounding, in fewer passes over memory. Hooks of the
+            base are not called then; a quantized base has a product of its own, and is not fused.
 
     A and B are fp32, also beside an fp16 or bf16 base, as in PEFT; fp64 beside an fp64 base. Both are copies of what
     `init` returns. While `merged` the update is in the base weight, and the adapter path is skipped.
@@ -80,8 +82,9 @@ class LoRALinear(nn.Module):
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
 
         def own(factor: Tensor) -> Tensor:
-            # A copy: an init may well return a view of the weight, or one tensor for several layers.
-            return factor.detach().to(device=weight.device, dtype=wide, copy=True)
+            # A copy: an init may well return a view of the weight, or one tensor for several layers. In one layout, so
+            # that what a file gives back computes to the bit what the init's own layout (LAPACK's, say) did.
+            return factor.detach().to(weight.device, wide, copy=True, memory_format=torch.contiguous_format)
 
         self.A = nn.Parameter(own(start.A), requires_grad="A" in start.trains)
         self.B = nn.Parameter(own(start.B), requires_grad="B" in start.trains)
@@ -101,13 +104,18 @@ class LoRALinear(nn.Module):
             return self.A, self.B
         return torch.cat([self.A, self.A0]), torch.cat([self.B, -self.B0], dim=1)
 
+    @property
+    def dropout_is_on(self) -> bool:
+        return isinstance(self.dropout, nn.Dropout) and self.dropout.training
+
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> y (..., out), in the dtype that the base layer returns."""
         if self.merged:
             return self.base(x)
         A, B = self.factors()
         if self.fused and not is_quantized(self.base):
-            raise NotImplementedError
+            dropped = self.dropout(x.to(A.dtype)) if self.dropout_is_on else None
+            return lora_linear(x, oriented_weight(self.base), self.base.bias, A, B, self.scale, dropped)
         y = self.base(x)
         update = F.linear(F.linear(self.dropout(x.to(A.dtype)), A), B)
         return (y + self.scale * update).to(y.dtype)

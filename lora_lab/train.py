@@ -17,7 +17,9 @@ from tqdm.auto import tqdm
 from lora_lab.batches import IGNORE, batch_at, collate, fingerprint
 from lora_lab.checkpoint import resume, save_checkpoint
 from lora_lab.inject import lora_layers
+from lora_lab.layer import LoRALinear
 from lora_lab.modes import evaluating, modes_kept
+from lora_lab.variants.lora_plus import parameter_groups
 
 
 @dataclasses.dataclass
@@ -48,6 +50,7 @@ def train(
     *,
     steps: int,
     lr: float,
+    lr_ratio: float = 1.0,
     batch_size: int = 16,
     warmup: float = 0.05,
     weight_decay: float = 0.0,
@@ -66,6 +69,7 @@ def train(
         examples: {"input_ids": [int], "labels": [int]}, labels -100 where the loss should not look.
         steps: optimizer steps in all (a resumed run counts those done before).
         lr: peak learning rate.  warmup: share of the steps.  clip: largest gradient norm.
+        lr_ratio: LoRA+, how many times the rate of A that of B is.
         checkpoint: a file. If it exists the run goes on from it. It is written every `save_every` steps, at the end
             and when `on_step` stops the run: beside first, then replaced.
         on_step: called with (steps done, history) after each step; returning True stops the run.
@@ -77,12 +81,15 @@ def train(
             one, a setting outside its limits, or a checkpoint that is unreadable or of another run. During the run:
             a loss that is NaN or infinite (the parameters are then those before the failing step).
     """
-    _check_settings(steps, lr, batch_size, warmup, clip, seed, save_every)
+    _check_settings(steps, lr, lr_ratio, batch_size, warmup, clip, seed, save_every)
     _check_data(model, examples)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=weight_decay)
+    groups = [{"params": list(parameters.values()), "lr_ratio": 1.0}]
+    if lr_ratio != 1:
+        groups = parameter_groups(model, lr, lr_ratio, weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
     settings = {"steps": steps, "lr": lr, "batch_size": batch_size, "warmup": warmup, "weight_decay": weight_decay}
-    settings |= {"clip": clip, "seed": seed, "pad_id": pad_id}
+    settings |= {"clip": clip, "seed": seed, "pad_id": pad_id, "lr_ratio": lr_ratio}
     settings |= {"examples": fingerprint(examples), "adapters": _adapters(model)}
     history = History()
     if checkpoint is not None and Path(checkpoint).exists():
@@ -96,7 +103,7 @@ def train(
             for step in range(len(history.loss), steps):
                 rate = learning_rate(step, steps, lr, warmup)
                 for group in optimizer.param_groups:
-                    group["lr"] = rate
+                    group["lr"] = rate * group["lr_ratio"]
                 model.train()  # every step: `on_step` may have evaluated
                 _seed(seed * 1_000_003 + step, gpus)  # the dropout of this step
                 batch = collate(batch_at(examples, batch_size, seed, step), pad_id, device)
@@ -163,12 +170,12 @@ def _step(model, batch, optimizer, parameters: list[nn.Parameter], clip: float, 
     return value, norm
 
 
-def _check_settings(steps, lr, batch_size, warmup, clip, seed, save_every) -> None:
+def _check_settings(steps, lr, lr_ratio, batch_size, warmup, clip, seed, save_every) -> None:
     whole = {"steps": (steps, 1), "batch_size": (batch_size, 1), "save_every": (save_every, 1), "seed": (seed, 0)}
     for name, (value, low) in whole.items():
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**40:
             raise ValueError(f"{name} must be a whole number from {low} to 2**40, got {value!r}")
-    for name, value in (("lr", lr), ("clip", clip)):
+    for name, value in (("lr", lr), ("lr_ratio", lr_ratio), ("clip", clip)):
         if not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {value!r}")
     if not isinstance(warmup, int | float) or not 0 <= warmup <= 1:
@@ -190,5 +197,13 @@ def _check_data(model: nn.Module, examples: Sequence[dict]) -> None:
 
 
 def _adapters(model: nn.Module) -> dict[str, list[float]]:
-    """What a checkpoint's A and B mean: scale and dropout of every LoRA layer."""
-    return {name: [layer.scale, getattr(layer.dropout, "p", 0.0)] for name, layer in lora_layers(model).items()}
+    """What a checkpoint's A and B mean: scale and dropout of every LoRA layer, and where its shift has put the base."""
+
+    def shift(layer: LoRALinear) -> list[float]:
+        # The sum of the entries of B0 A0: the same for the same init, also if a singular vector came out negated.
+        return [] if layer.A0 is None else [float(f"{float(layer.B0.sum(0) @ layer.A0.sum(1)):.2e}")]
+
+    return {
+        name: [layer.scale, getattr(layer.dropout, "p", 0.0), *shift(layer)]
+        for name, layer in lora_layers(model).items()
+    }

@@ -258,3 +258,32 @@ def test_the_progress_bar_is_all_that_is_printed(capsys, monkeypatch):
     assert out == ""
     assert "0/12" in err
     assert err.rpartition("\r")[2] == ""  # and it is wiped at the end
+
+
+@pytest.mark.parametrize("ratio", [4.0, 0.5])
+def test_lora_plus_is_two_groups_under_one_schedule(ratio):
+    """The rate of B is `ratio` times that of A in every step; a run with another ratio does not resume this one."""
+    model, twin = small(), small()
+    history = run(model, lr_ratio=ratio, clip=1e9)
+    factors = {f: [getattr(layer, f) for layer in lora_layers(twin).values()] for f in "AB"}
+    optimizers = {f: torch.optim.AdamW(factors[f], weight_decay=0.1) for f in "AB"}
+    twin.train()
+    for step, rate in enumerate(history.lr):
+        for factor, optimizer in optimizers.items():
+            optimizer.zero_grad()
+            optimizer.param_groups[0]["lr"] = rate * (ratio if factor == "B" else 1)
+        twin(**collate(batch_at(TRAIN_EXAMPLES, 4, 0, step))).loss.backward()
+        for optimizer in optimizers.values():
+            optimizer.step()
+    assert_same(model, twin.eval())
+    assert not torch.equal(lora_layers(model)["model.layers.0.mlp.up_proj"].B, small().model.layers[0].mlp.up_proj.B)
+
+
+def test_lora_plus_resumes_only_with_its_own_ratio(tmp_path):
+    whole, model = small(), small()
+    expected = run(whole, lr_ratio=4.0)
+    run(model, lr_ratio=4.0, checkpoint=tmp_path / "run", on_step=lambda done, _: done == 5)
+    for other in (3.0, 1.0):
+        with pytest.raises(ValueError, match="other lr_ratio"):
+            run(small(), lr_ratio=other, checkpoint=tmp_path / "run")
+    assert run(small(), lr_ratio=4.0, checkpoint=tmp_path / "run") == expected

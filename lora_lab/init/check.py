@@ -20,15 +20,18 @@ def check_scale(scale: float) -> float:
     return float(scale)
 
 
-def check_matrix(matrix: Tensor, name: str = "weight") -> Tensor:
-    """`matrix` itself. Raises TypeError or ValueError unless it is a real, non-empty, floating-point matrix."""
+def check_matrix(matrix: Tensor, name: str = "weight", meta: bool = False) -> Tensor:
+    """`matrix` itself. Raises TypeError or ValueError unless it is a real, non-empty, floating-point matrix.
+
+    `meta`: its numbers are not needed, so that it may be on the meta device.
+    """
     if not isinstance(matrix, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(matrix).__name__}")
     if not matrix.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {matrix.dtype}: dequantize it first")
     if matrix.ndim != 2 or matrix.numel() == 0:
         raise ValueError(f"{name} must be a matrix (out, in), got the shape {tuple(matrix.shape)}")
-    if matrix.is_meta:
+    if matrix.is_meta and not meta:
         raise ValueError(f"{name} {tuple(matrix.shape)} is on the meta device: it has a shape but no numbers")
     return matrix
 

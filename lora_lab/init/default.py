@@ -7,8 +7,9 @@ Source: Hu et al. 2021 (arXiv:2106.09685), section 4.1, as loralib and PEFT impl
 
 import math
 
-import torch
 from torch import Tensor, nn
+
+from lora_lab.init.random import random_factors
 
 
 def default_factors(weight: Tensor, rank: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -16,10 +17,8 @@ def default_factors(weight: Tensor, rank: int, scale: float = 1.0) -> tuple[Tens
 
     Only shape and dtype of `weight` are read; `scale` is unused. Under the same global seed the result is bit-equal to
     PEFT's, which draws in fp32 and rounds to the base's dtype before it keeps A in fp32.
+    Raises TypeError or ValueError as `random_factors` does.
     """
-    out_features, in_features = weight.shape
-    A, B = torch.empty(rank, in_features), torch.empty(out_features, rank)
-    # sqrt(5) reproduces nn.Linear's own default. PEFT builds two nn.Linear, then draws A anew: the same three draws.
-    for factor in (A, B, A):
-        nn.init.kaiming_uniform_(factor, a=math.sqrt(5))
-    return A.to(weight.dtype), B.zero_().to(weight.dtype)
+    A, B = random_factors(weight, rank)  # PEFT's first two draws: A is drawn anew, and B becomes zero
+    A = nn.init.kaiming_uniform_(A.float(), a=math.sqrt(5))  # sqrt(5) reproduces nn.Linear's own default
+    return A.to(weight.dtype), B.zero_()

@@ -5,7 +5,6 @@
 `INITS` is what the rest of the package knows about inits. A new one is a file and a row.
 """
 
-import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,15 +12,18 @@ from typing import Any
 
 from torch import Tensor
 
+from lora_lab.init.corda import corda_factors
 from lora_lab.init.default import default_factors
+from lora_lab.init.eva import eva_factors
+from lora_lab.init.gaussian import gaussian_factors
+from lora_lab.init.loftq import loftq_factors
+from lora_lab.init.lora_ga import lora_ga_factors
+from lora_lab.init.mica import mica_factors
+from lora_lab.init.olora import olora_factors
+from lora_lab.init.orthogonal import orthogonal_factors
+from lora_lab.init.pissa import pissa_factors
+from lora_lab.init.random import random_factors
 from lora_lab.init.start import Init, Start
-
-
-def _pending(module: str, name: str) -> Callable:
-    def call(*args, **options):
-        return getattr(importlib.import_module(f"lora_lab.init.{module}"), name)(*args, **options)
-
-    return call
 
 
 @dataclass(frozen=True)
@@ -45,33 +47,21 @@ class Recipe:
 
 INITS: dict[str, Recipe] = {
     "default": Recipe(default_factors, "kept", "nothing", True, "Hu et al. 2021, arXiv:2106.09685"),
-    "random": Recipe(_pending("random", "random_factors"), "kept", "nothing", False, "PEFT's False, for debugging"),
-    "gaussian": Recipe(_pending("gaussian", "gaussian_factors"), "kept", "nothing", True, "PEFT, after diffusers"),
-    "orthogonal": Recipe(
-        _pending("orthogonal", "orthogonal_factors"), "kept", "nothing", True, "PEFT, after Zhang et al. 2025"
-    ),
-    "pissa": Recipe(
-        _pending("pissa", "pissa_factors"), "residual", "weight", True, "Meng et al. 2024, arXiv:2404.02948"
-    ),
-    "olora": Recipe(
-        _pending("olora", "olora_factors"), "residual", "weight", True, "Büyükakyüz 2024, arXiv:2406.01775"
-    ),
-    "mica": Recipe(_pending("mica", "mica_factors"), "kept", "weight", True, "MiCA 2026, arXiv:2604.01694", "A"),
-    "corda": Recipe(
-        _pending("corda", "corda_factors"), "residual", "inputs", True, "Yang et al. 2024, arXiv:2406.05223"
-    ),
-    "eva": Recipe(_pending("eva", "eva_factors"), "kept", "inputs", True, "Paischer et al. 2024, arXiv:2410.07170"),
-    "lora_ga": Recipe(
-        _pending("lora_ga", "lora_ga_factors"), "residual", "gradient", True, "Wang et al. 2024, arXiv:2407.05000"
-    ),
-    "loftq": Recipe(
-        _pending("loftq", "loftq_factors"), "quantized", "weight", False, "Li et al. 2023, arXiv:2310.08659"
-    ),
+    "random": Recipe(random_factors, "kept", "nothing", False, "PEFT's False, for debugging"),
+    "gaussian": Recipe(gaussian_factors, "kept", "nothing", True, "PEFT, after diffusers"),
+    "orthogonal": Recipe(orthogonal_factors, "kept", "nothing", True, "PEFT, after Zhang et al. 2025"),
+    "pissa": Recipe(pissa_factors, "residual", "weight", True, "Meng et al. 2024, arXiv:2404.02948"),
+    "olora": Recipe(olora_factors, "residual", "weight", True, "Büyükakyüz 2024, arXiv:2406.01775"),
+    "mica": Recipe(mica_factors, "kept", "weight", True, "MiCA 2026, arXiv:2604.01694", "A"),
+    "corda": Recipe(corda_factors, "residual", "inputs", True, "Yang et al. 2024, arXiv:2406.05223"),
+    "eva": Recipe(eva_factors, "kept", "inputs", True, "Paischer et al. 2024, arXiv:2410.07170"),
+    "lora_ga": Recipe(lora_ga_factors, "residual", "gradient", True, "Wang et al. 2024, arXiv:2407.05000"),
+    "loftq": Recipe(loftq_factors, "quantized", "weight", False, "Li et al. 2023, arXiv:2310.08659"),
 }
 DATA_DRIVEN = tuple(name for name, recipe in INITS.items() if recipe.needs in ("inputs", "gradient"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # options may hold tensors
 class NamedInit:
     """A row of the table with its options filled in: an `Init`."""
 

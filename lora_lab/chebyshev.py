@@ -1,0 +1,130 @@
+"""The largest singular triplets of a linear map that is only ever applied: subspace iteration with a polynomial filter.
+
+    V = orth(X) (columns, width),   W V = U diag(s) Qᵀ,   V <- V Q,   X <- T_d((2 / a) WᵀW - 1) V,   a = s_width²
+
+The Chebyshev polynomial T_d stays below 1 on [-1, 1], which is WᵀW on [0, a], and outside it grows faster than any other
+polynomial of its degree. So a round shrinks what the wanted directions still have of unwanted ones by the factor
+T_d(2 s_rank² / a - 1), where d products with WᵀW alone would give (s_rank² / a)^d.
+
+What is left of W outside the block, the residual ‖(1 - VVᵀ) Wᵀu‖, bounds the angle to the true directions by
+residual / (s - s_rank+1) (Wedin 1972). Source: Rutishauser 1970 ("Simultaneous iteration method for symmetric
+matrices"); a and d are chosen anew every round, as in Zhou, Saad, Tiago & Chelikowsky 2006.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Map = Callable[[Tensor], Tensor]
+Triplets = tuple[Tensor, Tensor, Tensor]
+
+DEGREES = (2, 4, 8, 16, 32)  # at most, by round: the first guesses of a are too small
+SPREAD = 1e10  # by how much a round may magnify one direction over another without losing the smaller to rounding
+
+
+def block_width(rank: int) -> int:
+    """Columns of the block for so many wanted directions: more of them widen the gap, and cost more to multiply."""
+    return rank + max(16, rank // 2)
+
+
+def leading_block(
+    apply: Map, adjoint: Map, shape: tuple[int, int], rank: int, like: Tensor, negligible: float = 0.0
+) -> Triplets | None:
+    """U (rows, width), s (width,) from large to small, V (columns, width) of a map W of this `shape` (rows, columns).
+
+    The first `rank` triplets are converged, the others approximate.
+    apply, adjoint: X (columns, b) -> W X and Y (rows, b) -> Wᵀ Y.   like: a tensor of the dtype and device to work in.
+    negligible: directions whose size is at most this share of the largest may be any.
+    Returns None if it does not converge, as without a gap behind s_rank, or if so small a map is not worth it: take the
+    full SVD then. The same numbers every time: the first block comes from a generator of its own.
+    """
+    width = block_width(rank)
+    if 4 * width > min(shape):
+        return None
+    X = torch.randn(shape[0], width, generator=torch.Generator().manual_seed(0)).to(like)
+    X = adjoint(_scaled(apply(_scaled(adjoint(X)))))
+    tolerance, expected = 1000 * torch.finfo(like.dtype).eps, math.inf
+    budget, rounds = 4 * min(shape) // width, 0  # products: by then the full SVD has become the cheaper one
+    while budget > 0:
+        block = _triplets(apply, adjoint, X)
+        if block is None:
+            return None
+        U, s, V, _ = block
+        sizes, residuals = _measured(block)
+        rank = sum(size > negligible for size in sizes[:rank])
+        angles = _angles(sizes, residuals[:rank], rounding=torch.finfo(s.dtype).eps, due=expected <= tolerance)
+        if max(angles, default=0.0) <= tolerance:
+            return U, s, V
+        # Leave out what has converged beyond need: the filter then serves the rest, and need not magnify so much.
+        done = next(i for i, angle in enumerate(angles) if angle > tolerance / 64)
+        growth, fastest = (_growth(sizes[i], sizes[-1]) for i in (rank - 1, done))
+        needed = math.ceil(math.log(max(angles) / tolerance) / growth)
+        safe = int(math.log(SPREAD) / max(fastest - growth, 1e-3))
+        degree = max(1, min(DEGREES[min(rounds, len(DEGREES) - 1)], needed, safe))
+        X = _filtered(apply, adjoint, block, degree, done)
+        expected = max(angles) * math.exp(-growth * degree)
+        budget, rounds = budget - degree, rounds + 1
+    return None
+
+
+def _triplets(apply: Map, adjoint: Map, X: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """The singular triplets U, s, V of W restricted to the span of X, and WᵀU. None if numbers have left the range."""
+    V = torch.linalg.qr(X)[0]
+    U, R = torch.linalg.qr(apply(V))
+    if not R.isfinite().all():
+        return None
+    # The small problem in fp64: it costs nothing, and leaves only the rounding of the products.
+    P, s, Qh = (part.to(R) for part in torch.linalg.svd(R.double()))
+    U, V = U @ P, V @ Qh.T
+    return U, s, V, adjoint(U)
+
+
+def _measured(block: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[list[float], list[float]]:
+    """Size of each direction and residual of each, as shares of the largest size."""
+    _, s, V, image = block
+    largest = s[0].clamp(min=torch.finfo(s.dtype).tiny)
+    return (s / largest).tolist(), ((image - V @ (V.T @ image)) / largest).norm(dim=0).tolist()
+
+
+def _angles(sizes: list[float], residuals: list[float], rounding: float, due: bool) -> list[float]:
+    """A bound on how far each wanted direction may be from the true ones, in radians; all 0 where rounding is reached.
+
+    That is where small residuals stay although convergence is `due`, and where there is no gap behind the wanted.
+    """
+    if not residuals:
+        return []
+    smallest, next_ = sizes[len(residuals) - 1], sizes[len(residuals)]
+    noise = 32 * rounding * smallest
+    if max(residuals) <= noise and (due or smallest - next_ <= noise):
+        return [0.0] * len(residuals)
+    return [r / max(size - next_, rounding**2) for size, r in zip(sizes, residuals, strict=False)]
+
+
+def _growth(size: float, edge: float) -> float:
+    """g with T_d(2 size² / edge² - 1) = cosh(g d)."""
+    return math.acosh(max(2 * (size / max(edge, 1e-15)) ** 2 - 1, 1 + 1e-6))
+
+
+def _filtered(apply: Map, adjoint: Map, block: tuple[Tensor, Tensor, Tensor, Tensor], degree: int, done: int) -> Tensor:
+    """V with T_degree((2 / a) WᵀW - 1) applied to all but its first `done` columns, W without those directions.
+
+    By T_d+1(x) = 2x T_d(x) - T_d-1(x), from T_1 = x: WᵀW V = s WᵀU is known.
+    """
+    U, s, V, image = block
+    edge = max(s[-1].item(), 1e-15 * s[0].item())
+
+    def without(X: Tensor, directions: Tensor) -> Tensor:
+        return X - directions @ (directions.T @ X) if done else X
+
+    before, X = V[:, done:], image[:, done:] * (2 * s[done:] / edge / edge) - V[:, done:]
+    for _ in range(degree - 1):
+        product = without(apply(X).mul_(2 / edge), U[:, :done])
+        product = without(adjoint(product).mul_(2 / edge), V[:, :done])
+        before, X = X, product.sub_(X, alpha=2).sub_(before)
+    return torch.cat([V[:, :done], X], dim=1)
+
+
+def _scaled(X: Tensor) -> Tensor:
+    return X / X.abs().max().clamp(min=torch.finfo(X.dtype).tiny)

@@ -1,0 +1,121 @@
+"""A few singular vectors of a weight, without the others.
+
+    W (out, in) = U diag(S) Vh,  k = min(out, in);  top: the first `rank` columns of U and rows of Vh;  bottom: the last
+
+Top: W itself is applied to a block. Bottom: the smallest singular values of W are the largest of its inverse, which is
+applied by solving with a triangular L, W Wᵀ = L Lᵀ; its left singular vectors are those of W. Both reach the accuracy
+of the full SVD in the same dtype, and are that SVD where nothing is to be gained: a small W, a rank near k, no gap.
+"""
+
+import torch
+from torch import Tensor
+
+from lora_lab.chebyshev import Map, Triplets, block_width, leading_block
+from lora_lab.init.check import check_rank, check_weight
+
+
+@torch.no_grad()
+def top_svd(W: Tensor, rank: int) -> Triplets:
+    """U (out, rank), S (rank,) from large to small, Vh (rank, in): the largest singular triplets of W (out, in).
+
+    In fp32 (fp64 stays fp64), on W's device; the same result every time, the global random state untouched.
+    Raises TypeError or ValueError for a W that is no finite matrix, or a rank outside 1 to min(out, in).
+    """
+    W = check_weight(W, rank)
+    transposed = W.T.contiguous()  # a copy: with Wᵀ laid out like W both products are equally fast
+    return top_of_map(W.matmul, transposed.matmul, W.shape, rank, W)
+
+
+@torch.no_grad()
+def top_of_map(apply: Map, adjoint: Map, shape: tuple[int, int], rank: int, like: Tensor) -> Triplets:
+    """U, S, Vh as in `top_svd`, of a map M that need not exist as a matrix: of W C, say, X -> W (C X) and Y -> C (Wᵀ Y).
+
+    apply, adjoint: X (in, b) -> M X and Y (out, b) -> Mᵀ Y; shape: (out, in) of M; like: a tensor of the dtype and
+    device to work in. Where the full SVD is needed, M is formed by applying it to the identity.
+    """
+    check_rank(rank, min(shape))
+    found = leading_block(apply, adjoint, tuple(shape), rank, like, negligible=16 * torch.finfo(like.dtype).eps)
+    if found is not None:
+        U, S, V = found
+        return U[:, :rank], S[:rank], V[:, :rank].T
+    U, S, Vh = torch.linalg.svd(apply(torch.eye(shape[1], dtype=like.dtype, device=like.device)), full_matrices=False)
+    return U[:, :rank], S[:rank], Vh[:rank]
+
+
+@torch.no_grad()
+def bottom_left(W: Tensor, rank: int) -> Tensor:
+    """U[:, -rank:] (out, rank) of the thin SVD of W (out, in): left singular vectors, the smallest value's last.
+
+    In fp32 (fp64 stays fp64), on W's device; the same result every time, the global random state untouched.
+    Raises TypeError or ValueError for a W that is no finite matrix, or a rank outside 1 to min(out, in).
+    """
+    W = check_weight(W, rank)
+    tall = W.shape[0] > W.shape[1]
+    wide = W.T if tall else W
+    found = None
+    if 4 * block_width(rank) <= len(wide):
+        found = _bottom_by_cholesky(wide, rank) or _bottom_by_qr(wide, rank)
+    if found is None:
+        return torch.linalg.svd(W, full_matrices=False).U[:, -rank:]
+    left, _, right = found
+    return (right if tall else left)[:, -rank:]
+
+
+def _bottom_by_cholesky(wide: Tensor, rank: int) -> Triplets | None:
+    """The smallest triplets of `wide` (k, n) through W Wᵀ = L Lᵀ: the fastest, but it has squared all rounding.
+
+    None where that would show, or where it does not pay.
+    """
+    if 2 * wide.shape[0] > wide.shape[1]:
+        return None  # nearly square: seldom well conditioned, and the QR costs no more
+    gram = _lower_gram(wide)
+    L, failed = torch.linalg.cholesky_ex(gram)
+    found = None if failed else _smallest_block(L, wide, rank)
+    if found is None:
+        return None
+    s = found[1]
+    error = torch.finfo(s.dtype).eps * gram.norm()  # of W Wᵀ, seen against the gap that sets the block apart
+    return found if error <= 4e-3 * (s[0] ** 2 - s[-rank] ** 2) else None
+
+
+def _bottom_by_qr(wide: Tensor, rank: int) -> Triplets | None:
+    """The smallest triplets of `wide` (k, n) through Wᵀ = Q Lᵀ."""
+    L = torch.geqrf(wide.T)[0][: len(wide)].T  # above its diagonal there is no zero, but the solver reads none of that
+    diagonal = L.diagonal()
+    # An exactly singular L: a change as small as its rounding error makes the solve possible.
+    least = torch.finfo(L.dtype).eps * diagonal.abs().max()
+    diagonal.copy_(torch.where(diagonal.abs() < least, least, diagonal))
+    return _smallest_block(L, wide, rank)
+
+
+def _smallest_block(L: Tensor, wide: Tensor, rank: int) -> Triplets | None:
+    """U (k, b), s (b,) from large to small, V (n, b): a block that ends in the `rank` smallest triplets of `wide` (k, n).
+
+    It is found as the largest of L⁻¹, and then turned to W's own directions within the block.
+    """
+    size = L.diagonal().abs().max()
+    if size == 0:
+        return None
+    lower = (L / size).contiguous()
+    upper = lower.T.contiguous()  # the same numbers laid out the other way: each of the two is solved faster in its own
+    found = leading_block(
+        lambda X: torch.linalg.solve_triangular(lower, X, upper=False),
+        lambda Y: torch.linalg.solve_triangular(upper, Y, upper=True),
+        L.shape,
+        rank,
+        L,
+    )
+    if found is None:
+        return None
+    Q, R = torch.linalg.qr(wide.T @ found[2])
+    P, s, Th = (part.to(R) for part in torch.linalg.svd(R.double()))
+    return found[2] @ Th.T, s, Q @ P
+
+
+def _lower_gram(wide: Tensor, block: int = 256) -> Tensor:
+    """The lower triangle of W Wᵀ (k, k), with about half of the products."""
+    k = wide.shape[0]
+    gram = wide.new_zeros(k, k)
+    for i in range(0, k, block):
+        gram[i:, i : i + block] = wide[i:] @ wide[i : i + block].T
+    return gram.tril_()

@@ -1,0 +1,213 @@
+"""The numbers of the fused layer: those of the plain one to rounding, whatever the shape, dtype and layout.
+
+`LoRALinear` without `fused` and autograd are the reference; alpha is 2.5 times the rank, out is not in.
+"""
+
+import itertools
+
+import pytest
+import torch
+from models_for_tests import fill, linear
+from torch import Tensor, nn
+
+from lora_lab import LoRALinear
+from lora_lab.fused import folding_pays, lora_linear
+from lora_lab.layer import oriented_weight
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+FP32, FP64, BF16, FP16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+# out, in, rank, tokens
+SHAPES = {
+    "few tokens": (48, 16, 4, 5),
+    "wide": (16, 48, 4, 30),
+    "rank 1": (7, 5, 1, 3),
+    "folded": (40, 24, 4, 300),
+    "large": (96, 160, 8, 100),
+    "large, folded": (160, 96, 8, 700),
+    "one token": (24, 40, 4, 1),
+    "no token": (24, 40, 4, 0),
+}
+KINDS = ("bias", "no bias", "Conv1D")
+# dtype of the base, of A and B, and the largest difference of (y, dx, dA, dB), as a part of the largest entry. In half
+# precision y and dx are rounded twice, as in the plain layer, but not always in the same order.
+DTYPES = {
+    "fp32": (FP32, FP32, (1e-5, 1e-5, 1e-5, 1e-5)),
+    "fp64": (FP64, FP64, (1e-13, 1e-13, 1e-13, 1e-13)),
+    "bf16, fp32 A B": (BF16, FP32, (2**-7, 2**-7, 1e-5, 1e-5)),
+    "fp16, fp32 A B": (FP16, FP32, (2**-10, 2**-10, 1e-5, 1e-5)),
+    "bf16": (BF16, BF16, (2**-6,) * 4),
+    "fp32, bf16 A B": (FP32, BF16, (2**-6,) * 4),
+}
+NEEDS = list(itertools.product([True, False], repeat=3))[:-1]  # which of x, A, B get a gradient
+
+
+def layer_of(out, in_, rank, kind="bias", dtype=FP32, factors=None, device="cpu") -> LoRALinear:
+    layer = LoRALinear(linear(out, in_, kind == "bias", dtype, kind == "Conv1D"), rank, 2.5 * rank)
+    fill(layer).to(device)
+    for factor in (layer.A, layer.B):
+        factor.data = factor.data.to(factors or factor.dtype)
+    return layer.train()
+
+
+def fused(layer: LoRALinear, x: Tensor, dropped: Tensor | None = None) -> Tensor:
+    return lora_linear(x, oriented_weight(layer.base), layer.base.bias, layer.A, layer.B, layer.scale, dropped)
+
+
+def input_of(*shape: int, dtype=FP32, device="cpu") -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(device, dtype)
+
+
+def results(layer: LoRALinear, forward, x: Tensor, amp: torch.dtype | None = None) -> list[Tensor | None]:
+    """y and the gradients of x, A and B."""
+    x = x.detach().requires_grad_(x.requires_grad)
+    layer.zero_grad()
+    with torch.autocast(x.device.type, amp, enabled=amp is not None):
+        y = forward(layer, x)
+    if y.requires_grad:
+        dy = torch.linspace(-1, 1, y.numel(), dtype=FP64, device=y.device).sin().to(y.dtype)
+        y.backward(dy.view(y.shape))
+    return [y.detach(), x.grad, layer.A.grad, layer.B.grad]
+
+
+def assert_same(ours, theirs, bounds=DTYPES["fp32"][2]) -> None:
+    assert len(ours) == len(theirs)
+    for name, a, b, bound in zip(("y", "dx", "dA", "dB"), ours, theirs, bounds, strict=False):
+        assert (a is None) == (b is None), name
+        if b is not None:
+            assert (a.shape, a.dtype) == (b.shape, b.dtype), name
+            largest = b.double().abs().max().item() if b.numel() else 0.0
+            torch.testing.assert_close(
+                a, b, rtol=0, atol=bound * largest, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(("dtype", "factors", "bounds"), DTYPES.values(), ids=DTYPES)
+def test_equals_the_plain_layer(dtype, factors, bounds, shape, kind, device):
+    out, in_, rank, tokens = shape
+    layer = layer_of(out, in_, rank, kind, dtype, factors, device)
+    x = input_of(tokens, in_, dtype=dtype, device=device).requires_grad_()
+    theirs = results(layer, LoRALinear.forward, x)
+    assert theirs[3].any() or tokens == 0
+    assert_same(results(layer, fused, x), theirs, bounds)
+    with torch.no_grad():
+        assert_same([fused(layer, x)], theirs[:1], bounds[:1])
+
+
+@pytest.mark.parametrize("needs", NEEDS, ids=str)
+@pytest.mark.parametrize("shape", ["few tokens", "folded"])
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+def test_whatever_needs_a_gradient(dtype, shape, needs):
+    out, in_, rank, tokens = SHAPES[shape]
+    layer = layer_of(out, in_, rank, dtype=dtype)
+    layer.A.requires_grad_(needs[1])
+    layer.B.requires_grad_(needs[2])
+    x = input_of(tokens, in_, dtype=dtype).requires_grad_(needs[0])
+    bounds = DTYPES["fp32" if dtype == FP32 else "bf16, fp32 A B"][2]
+    assert_same(results(layer, fused, x), results(layer, LoRALinear.forward, x), bounds)
+
+    mask = (torch.arange(in_) % 3 > 0) * 1.5
+    layer.dropout = nn.Module()
+    layer.dropout.forward = lambda x: x * mask
+    ours = results(layer, lambda layer, x: fused(layer, x, layer.dropout(x.to(layer.A.dtype))), x)
+    assert_same(ours, results(layer, LoRALinear.forward, x), bounds)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+def test_dropped_input(dtype):
+    """The gradient through the dropped input is apart: it passes dropout on its way to x."""
+    layer = layer_of(20, 12, 3, dtype=dtype)
+    layer.dropout = nn.Dropout(0.4)
+    x, seen = input_of(2, 50, 12, dtype=dtype).requires_grad_(), []
+
+    def with_dropout(layer, x):
+        seen.append(layer.dropout(x.to(layer.A.dtype)))
+        return fused(layer, x, seen[0])
+
+    torch.manual_seed(1)
+    ours = results(layer, with_dropout, x)
+    torch.manual_seed(1)
+    theirs = results(layer, LoRALinear.forward, x)
+    assert 0.2 < (seen[0] == 0).float().mean() < 0.6
+    assert_same(ours, theirs, DTYPES["fp32" if dtype == FP32 else "bf16, fp32 A B"][2])
+
+
+@pytest.mark.parametrize("needs", [(True, False), (False, True), (True, True)], ids=str)
+@pytest.mark.parametrize("shape", ["few tokens", "folded"])
+def test_x_and_its_dropped_copy_have_gradients_of_their_own(shape, needs):
+    out, in_, rank, tokens = SHAPES[shape]
+    layer = layer_of(out, in_, rank)
+    x, seen = (input_of(tokens, in_).mul(k).requires_grad_(needed) for k, needed in zip((1, 0.5), needs, strict=True))
+    fused(layer, x, seen).sum().backward()
+    with torch.no_grad():
+        dx = layer.base.weight.sum(0).expand(tokens, in_)
+        d_seen = (layer.scale * layer.B.sum(0) @ layer.A).expand(tokens, in_)
+    for tensor, expected, needed in zip((x, seen), (dx, d_seen), needs, strict=True):
+        assert (tensor.grad is not None) == needed
+        if needed:
+            torch.testing.assert_close(tensor.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+INPUTS = {
+    "one vector": lambda: input_of(24),
+    "three axes": lambda: input_of(5, 11, 24),
+    "four axes": lambda: input_of(2, 3, 4, 24),
+    "an empty batch": lambda: input_of(0, 7, 24),
+    "no token in a batch": lambda: input_of(3, 0, 24),
+    "transposed": lambda: input_of(24, 50).T,
+    "axes swapped": lambda: input_of(5, 60, 24).transpose(0, 1),
+    "every second": lambda: input_of(50, 48)[:, ::2],
+    "one row, expanded": lambda: input_of(1, 24).expand(50, 24),
+}
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+@pytest.mark.parametrize("make", INPUTS.values(), ids=INPUTS)
+def test_any_layout_of_the_input(make, dtype):
+    layer, x = layer_of(40, 24, 4, dtype=dtype), make().to(dtype).requires_grad_()
+    bounds = DTYPES["fp32" if dtype == FP32 else "bf16, fp32 A B"][2]
+    assert_same(results(layer, fused, x), results(layer, LoRALinear.forward, x), bounds)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_gradient_of_a_sum(shape):
+    """It hands in one number, expanded over y."""
+    out, in_, rank, tokens = shape
+    layer, x = layer_of(out, in_, rank), input_of(tokens, in_).requires_grad_()
+    ours = torch.autograd.grad(fused(layer, x).sum(), (x, layer.A, layer.B))
+    theirs = torch.autograd.grad(layer(x).sum(), (x, layer.A, layer.B))
+    assert_same([None, *ours], [None, *theirs])
+
+
+@pytest.mark.parametrize("with_dropped", [False, True])
+@pytest.mark.parametrize("tokens", [3, 30])
+def test_gradients_by_finite_differences(tokens, with_dropped):
+    layer = layer_of(7, 5, 2, dtype=FP64)
+    x, seen = (input_of(tokens, 5, dtype=FP64).mul(k).requires_grad_() for k in (1, 0.5))
+    assert folding_pays(layer.base.weight, tokens * 5) == (tokens == 30)
+
+    def function(x, seen, A, B):
+        return lora_linear(x, layer.base.weight, layer.base.bias, A, B, 2.5, seen if with_dropped else None)
+
+    torch.autograd.gradcheck(function, (x, seen, layer.A, layer.B))
+
+
+def test_inputs_are_left_alone():
+    for (out, in_, rank, tokens), dtype in itertools.product(SHAPES.values(), (FP32, BF16)):
+        layer, x = layer_of(out, in_, rank, dtype=dtype), input_of(tokens, in_, dtype=dtype).requires_grad_()
+        dy = input_of(tokens, out, dtype=dtype)
+        tensors = [x, dy, *layer.parameters()]
+        before = [(t.detach().clone(), t._version) for t in tensors]
+        fused(layer, x).backward(dy)
+        for tensor, (value, version) in zip(tensors, before, strict=True):
+            assert torch.equal(tensor, value)
+            assert tensor._version == version
+
+
+@pytest.mark.parametrize("shape", [(6, 16), (2, 3, 16)], ids=str)
+def test_the_result_may_be_changed_in_place(shape):
+    layer, x = layer_of(48, 16, 4), input_of(*shape).requires_grad_()
+    ours = results(layer, lambda layer, x: fused(layer, x).mul_(2), x)
+    assert_same(ours, results(layer, lambda layer, x: layer(x) * 2, x))
