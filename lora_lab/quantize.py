@@ -18,36 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lora_lab.codebooks import CODEBOOKS, MIDDLES, half_gaps
 from lora_lab.init.check import check_matrix
 
 FP32 = torch.finfo(torch.float32)
 SCALE_BLOCK = 256  # how many scales share one in double quantization
-
-
-def nf4_codebook() -> Tensor:
-    """The numbers of NF4 (16,), fp32: 7 normal quantiles below zero, zero, 8 above, divided by the largest."""
-    # A level in the middle of each of n equally likely bins leaves half a bin, 1/(2n), outside the outermost. Eight
-    # levels above zero are those of n = 16, seven below those of n = 15; NF4 takes the mean of the two for both ends
-    # (Yoshida 2023, arXiv:2306.06965). bitsandbytes keeps seven digits of it, and its probabilities in fp32.
-    outermost = torch.tensor(round(1 - (1 / 32 + 1 / 30) / 2, 7))
-    below, above = (torch.linspace(outermost, 0.5, n + 1, dtype=torch.float64)[:-1].float() for n in (7, 8))
-    below, above = (torch.special.ndtri(p.double()).float() for p in (below, above))
-    numbers = torch.cat([-below, torch.zeros(1), above.flip(0)])
-    return numbers / numbers[-1]
-
-
-def dynamic_codebook() -> Tensor:
-    """What holds scales in 8 bits (256,), fp32, ascending: ±10^(i-6) times the middles of 2^i equal parts of [0.1, 1],
-    for i from 0 to 6, with 0 and 1. Source: Dettmers 2015 (arXiv:1511.04561), as bitsandbytes' signed dynamic map.
-    """
-    edges = [torch.linspace(0.1, 1, 2**i + 1) for i in range(7)]
-    positive = torch.cat([10.0 ** (i - 6) * ((e[:-1] + e[1:]) / 2) for i, e in enumerate(edges)])
-    return torch.cat([positive, -positive, torch.tensor([0.0, 1.0])]).sort().values
-
-
-# int8's is ordered by the byte that holds k; -128 is never used.
-CODEBOOKS = {"nf4": nf4_codebook(), "int8": torch.arange(256).to(torch.int8) / 127, "dynamic": dynamic_codebook()}
-MIDDLES = {kind: (CODEBOOKS[kind][1:] + CODEBOOKS[kind][:-1]) / 2 for kind in ("nf4", "dynamic")}
 _LOOKUPS: dict[tuple[str, torch.device], Tensor] = {}
 
 
@@ -146,7 +121,7 @@ def error_bound(quantized: QuantizedTensor, dtype: torch.dtype | None = None) ->
     """
     used, off = quantized.scales(), 0.0
     if quantized.double:
-        off = _decode(quantized.absmax, _words(_halfgaps("dynamic")), quantized.absmax_scale, SCALE_BLOCK)
+        off = _decode(quantized.absmax, _words(half_gaps("dynamic")), quantized.absmax_scale, SCALE_BLOCK)
         off = off + 4 * FP32.eps * (off + used + quantized.absmax_mean.abs())
     target = torch.finfo(dtype or quantized.dtype)
 
@@ -154,17 +129,9 @@ def error_bound(quantized: QuantizedTensor, dtype: torch.dtype | None = None) ->
         return _decode(quantized.codes, _words(numbers), scales, quantized.block_size, quantized.shape)
 
     # At most eight roundings to fp32 (scaling, comparing, multiplying), then one to the dtype of the result.
-    bound = by_code(_halfgaps(quantized.kind) + 4 * FP32.eps, used + off)
+    bound = by_code(half_gaps(quantized.kind) + 4 * FP32.eps, used + off)
     bound += by_code(CODEBOOKS[quantized.kind].abs(), off + target.eps / 2 * (used + off))
     return bound + (128 * FP32.tiny + target.tiny * target.eps)
-
-
-def _halfgaps(kind: str) -> Tensor:
-    """By code: how far a number from -1 to 1 can be from that entry of the codebook if no other is nearer."""
-    if kind == "int8":
-        return torch.full((256,), 0.5 / 127)
-    edges = torch.cat([torch.tensor([-1.0]), MIDDLES[kind], torch.tensor([1.0])])
-    return torch.maximum(CODEBOOKS[kind] - edges[:-1], edges[1:] - CODEBOOKS[kind])
 
 
 def _words(numbers: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from models_for_tests import DTYPES
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora_lab.quantize import QuantizedTensor, dynamic_codebook, error_bound, nf4_codebook, quantize
+from lora_lab.codebooks import dynamic_codebook, nf4_codebook
+from lora_lab.quantize import QuantizedTensor, error_bound, quantize
 
 # Dettmers et al. 2023 (arXiv:2305.14314), appendix E, and bitsandbytes' csrc/kernels.cu.
 PUBLISHED_NF4 = [
