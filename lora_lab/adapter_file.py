@@ -146,9 +146,11 @@ def _rebuild(base: nn.Module, pair: dict[str, Tensor], settings: tuple, notes: N
     if "magnitude" in pair:
         from lora_lab.variants.dora import DoRALinear as cls
     wrapper = cls(base, rank, alpha, *more, init=lambda *_: start)
-    if "magnitude" in pair:
+    if notes.quantizes(base):
+        quantize_base_(wrapper, notes.quantize)
+    if "magnitude" in pair:  # last: it would start anew on another base
         wrapper.magnitude.data.copy_(pair["magnitude"])
-    return quantize_base_(wrapper, notes.quantize) if notes.quantizes(base) else wrapper
+    return wrapper
 
 
 def _write(folder: str | os.PathLike, adapter: Adapter, config: dict[str, Any], notes: Notes) -> Path:
@@ -238,5 +240,5 @@ def _settings(model: nn.Module, config: dict, pairs: dict[str, dict[str, Tensor]
 
 def _refuse_not_finite(state: dict[str, Tensor]) -> None:
     for key, tensor in state.items():
-        if not torch.isfinite(tensor).all():
+        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():  # NaN is the least and the greatest
             raise ValueError(f"{key} holds NaN or infinity")

@@ -100,6 +100,7 @@ def quantize_base_(wrapper: LoRALinear, quantize: Mapping[str, Any]) -> LoRALine
         base.requantize_(shifted_weight(wrapper))
         wrapper.shifted = True
     wrapper.base = base.requires_grad_(False).train(wrapper.base.training)
+    wrapper.base_changed()
     return wrapper
 
 

@@ -98,6 +98,9 @@ class LoRALinear(nn.Module):
         self.register_buffer("kept_weight", None, persistent=False)
         self.train(base.training)  # in a model that is being evaluated, dropout is off from the start
 
+    def base_changed(self) -> None:
+        """To be called after `base` was replaced: what a variant has derived from its weight has to be derived anew."""
+
     def factors(self) -> tuple[Tensor, Tensor]:
         """The A and B of the update to the base as it is: with a pending shift [A; A0] and [B, -B0], rank 2r."""
         if self.A0 is None or self.shifted:

@@ -29,6 +29,7 @@ from lora_lab.init import INITS, named
 from lora_lab.init.prepare import prepare
 from lora_lab.merge_check import validate_merge
 from lora_lab.quantized_linear import quantize_model_
+from lora_lab.variants import DoRALinear
 
 TARGETS = ["q_proj", "down_proj", "c_attn", "mlp.c_proj", "query_key_value", "dense_4h_to_h"]
 RANDOM = {"default": True, "random": False, "gaussian": "gaussian", "orthogonal": "orthogonal"}
@@ -296,3 +297,17 @@ def test_peft_has_no_init_that_this_table_lacks():
     unknown = {w for w in words if w.isidentifier() and w.islower()} - set(INITS) - {"bool", "pissa_niter_"}
     assert not unknown, unknown
     assert gpt2()
+
+
+@pytest.mark.parametrize("name", ["default", "pissa", "loftq"])
+def test_dora_on_codes_reloads_with_its_own_magnitude(name, tmp_path):
+    """The magnitude starts at the row lengths of what the codes hold, is trained, and comes back as trained."""
+    ours = adapted(llama(), name, quantize="nf4", layer=DoRALinear)
+    for layer in lora_layers(ours).values():
+        whole = layer.base.dequantized() + layer.scale * layer.B @ layer.A
+        torch.testing.assert_close(layer.magnitude, whole.norm(dim=1), rtol=1e-5, atol=1e-6)
+    started = {path: layer.magnitude.detach().clone() for path, layer in lora_layers(ours).items()}
+    save_adapter(trained(ours), tmp_path)
+    again = load_adapter(llama(), tmp_path)
+    assert torch.equal(logits(again), logits(ours))
+    assert all(not torch.equal(layer.magnitude, started[path]) for path, layer in lora_layers(again).items())
