@@ -2,9 +2,9 @@
 
     V = orth(X) (columns, width),   W V = U diag(s) Qᵀ,   V <- V Q,   X <- T_d((2 / a) WᵀW - 1) V,   a = s_width²
 
-The Chebyshev polynomial T_d stays below 1 on [-1, 1], which is WᵀW on [0, a], and outside it grows faster than any other
-polynomial of its degree. So a round shrinks what the wanted directions still have of unwanted ones by the factor
-T_d(2 s_rank² / a - 1), where d products with WᵀW alone would give (s_rank² / a)^d.
+The Chebyshev polynomial T_d stays below 1 on [-1, 1], where (2 / a) WᵀW - 1 puts the sizes up to s_width, and beyond it
+grows faster than any other polynomial of its degree. So a round shrinks what the wanted directions still have of
+unwanted ones by the factor T_d(2 s_rank² / a - 1), where d products with WᵀW alone would give (s_rank² / a)^d.
 
 What is left of W outside the block, the residual ‖(1 - VVᵀ) Wᵀu‖, bounds the angle to the true directions by
 residual / (s - s_rank+1) (Wedin 1972). Source: Rutishauser 1970 ("Simultaneous iteration method for symmetric
@@ -30,36 +30,45 @@ def block_width(rank: int) -> int:
 
 
 def leading_block(
-    apply: Map, adjoint: Map, shape: tuple[int, int], rank: int, like: Tensor, negligible: float = 0.0
+    apply: Map,
+    adjoint: Map,
+    shape: tuple[int, int],
+    rank: int,
+    like: Tensor,
+    tolerance: float | None = None,
+    negligible: float = 0.0,
+    start: Tensor | None = None,
 ) -> Triplets | None:
     """U (rows, width), s (width,) from large to small, V (columns, width) of a map W of this `shape` (rows, columns).
 
-    The first `rank` triplets are converged, the others approximate.
+    The first `rank` triplets are final, the others approximate.
     apply, adjoint: X (columns, b) -> W X and Y (rows, b) -> Wᵀ Y.   like: a tensor of the dtype and device to work in.
+    tolerance: of the bound on the angle, in radians; None: 250 roundings. The angle itself is about ten times smaller.
     negligible: directions whose size is at most this share of the largest may be any.
-    Returns None if it does not converge, as without a gap behind s_rank, or if so small a map is not worth it: take the
-    full SVD then. The same numbers every time: the first block comes from a generator of its own.
+    start: a guess of V (columns, width). Without one the same numbers every time, from a generator of its own.
+    Returns None if it does not converge, as where s hardly falls behind s_rank: take the full SVD then.
     """
     width = block_width(rank)
-    if 4 * width > min(shape):
-        return None
-    X = torch.randn(shape[0], width, generator=torch.Generator().manual_seed(0)).to(like)
-    X = adjoint(_scaled(apply(_scaled(adjoint(X)))))
-    tolerance, expected = 1000 * torch.finfo(like.dtype).eps, math.inf
-    budget, rounds = 4 * min(shape) // width, 0  # products: by then the full SVD has become the cheaper one
+    X, rounds = start, len(DEGREES) - 1
+    if start is None:
+        X = adjoint(_scaled(apply(_scaled(adjoint(random_block(shape[0], width, like))))))
+        rounds = 0
+    eps, expected = torch.finfo(like.dtype).eps, math.inf
+    tolerance = 250 * eps if tolerance is None else tolerance
+    budget = 4 * min(shape) // width  # products: by then the full SVD has become the cheaper one
     while budget > 0:
         block = _triplets(apply, adjoint, X)
         if block is None:
             return None
         U, s, V, _ = block
         sizes, residuals = _measured(block)
-        rank = sum(size > negligible for size in sizes[:rank])
-        angles = _angles(sizes, residuals[:rank], rounding=torch.finfo(s.dtype).eps, due=expected <= tolerance)
+        wanted = sum(size > negligible for size in sizes[:rank])
+        angles = angle_bounds(sizes, residuals[:wanted], eps, due=expected <= tolerance)
         if max(angles, default=0.0) <= tolerance:
             return U, s, V
         # Leave out what has converged beyond need: the filter then serves the rest, and need not magnify so much.
         done = next(i for i, angle in enumerate(angles) if angle > tolerance / 64)
-        growth, fastest = (_growth(sizes[i], sizes[-1]) for i in (rank - 1, done))
+        growth, fastest = (_growth(sizes[i], sizes[-1]) for i in (wanted - 1, done))
         needed = math.ceil(math.log(max(angles) / tolerance) / growth)
         safe = int(math.log(SPREAD) / max(fastest - growth, 1e-3))
         degree = max(1, min(DEGREES[min(rounds, len(DEGREES) - 1)], needed, safe))
@@ -88,7 +97,7 @@ def _measured(block: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[list[float]
     return (s / largest).tolist(), ((image - V @ (V.T @ image)) / largest).norm(dim=0).tolist()
 
 
-def _angles(sizes: list[float], residuals: list[float], rounding: float, due: bool) -> list[float]:
+def angle_bounds(sizes: list[float], residuals: list[float], rounding: float, due: bool) -> list[float]:
     """A bound on how far each wanted direction may be from the true ones, in radians; all 0 where rounding is reached.
 
     That is where small residuals stay although convergence is `due`, and where there is no gap behind the wanted.
@@ -124,6 +133,11 @@ def _filtered(apply: Map, adjoint: Map, block: tuple[Tensor, Tensor, Tensor, Ten
         product = without(adjoint(product).mul_(2 / edge), V[:, :done])
         before, X = X, product.sub_(X, alpha=2).sub_(before)
     return torch.cat([V[:, :done], X], dim=1)
+
+
+def random_block(rows: int, columns: int, like: Tensor) -> Tensor:
+    """Gaussian numbers, the same every time; the global random state is not touched."""
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).to(like)
 
 
 def _scaled(X: Tensor) -> Tensor:

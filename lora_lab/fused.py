@@ -171,7 +171,7 @@ def _check(x, W, bias, A, B, scale, dropped) -> None:
         raise TypeError(
             f"x and W, A and B must agree in dtype, got {[t.dtype for t in tensors.values()]} for x, W, A, B"
         )
-    if not isinstance(scale, (int, float)) or not math.isfinite(scale):
+    if not isinstance(scale, (int, float)) or not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be a finite number, got {scale!r}")
     if torch.is_grad_enabled() and (W.requires_grad or (bias is not None and bias.requires_grad)):
         raise ValueError("W and bias are frozen here: they would get no gradient. Set requires_grad_(False)")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SMALLEST_ONEDNN = 2**21  # FLOPs below which oneDNN's 10 microseconds per call are more than it saves
-SMALLEST_SPLIT = 2**22  # elements of the bf16 factor below which the kernels that split cost more than a wide copy
+SMALLEST_SPLIT = 2**22  # elements of the bf16 factor; below, the small kernels that split should cost more than a copy
 
 
 def product(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
@@ -28,7 +28,7 @@ def product(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
     wide = torch.promote_types(a.dtype, b.dtype)
     if a.dtype == wide and splits(b, a):
         high_low = _wide_mm(split(a.T).T, b)
-        found = high_low[: len(a)].add_(high_low[len(a) :])
+        found = high_low[: len(a)] + high_low[len(a) :]
     elif b.dtype == wide and splits(a, b):
         high_low = _wide_mm(a, split(b))
         found = high_low[:, : b.shape[1]] + high_low[:, b.shape[1] :]
@@ -51,7 +51,7 @@ def add_product_(y: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
     if splits(y, a):
         # (a₁ + a₂)(b₁ + b₂) without a₂ b₂, which is smaller than the last bit kept.
         return y.addmm_(split(a, "high low high"), split(b.T, "high high low").T, alpha=scale)
-    if y.device.type == "cpu":
+    if y.device.type == "cpu" and torch.promote_types(y.dtype, a.dtype) == a.dtype:
         # Adding an fp32 array to a bf16 one makes three fp32 arrays on a CPU, this makes one.
         return y.copy_(y.to(a.dtype).addmm_(a, b, alpha=scale))
     return y.add_(product(a, b), alpha=scale)

@@ -24,7 +24,7 @@ Triplets = tuple[Tensor, Tensor, Tensor]
 def largest_triplets(
     apply: Map, adjoint: Map, shape: tuple[int, int], rank: int, like: Tensor, tolerance: float | None = None
 ) -> Triplets | None:
-    """U (rows, rank), S (rank,) from large to small and Vh (rank, columns) of the map W of this `shape` (rows, columns).
+    """U (rows, rank), S (rank,) from large to small, Vh (rank, columns) of a map W of this `shape` (rows, columns).
 
     apply, adjoint: vectors as rows, X (b, columns) -> X Wᵀ (b, rows) and Y (b, rows) -> Y W. (So both products of a
         matrix W are fast; as columns, Wᵀ Y would be slow for few.)
@@ -63,7 +63,7 @@ def largest_triplets(
 
 
 def top_svd(W: Tensor, rank: int, tolerance: float | None = None) -> Triplets:
-    """U (out, rank), S (rank,), Vh (rank, in) of a finite W (out, in) in fp32 or fp64; where it pays, by the full SVD."""
+    """U (out, rank), S (rank,), Vh (rank, in) of a finite W (out, in), fp32 or fp64; where it pays by the full SVD."""
     found = largest_triplets(lambda X: X @ W.T, lambda Y: Y @ W, tuple(W.shape), rank, W, tolerance)
     if found is None:
         U, S, Vh = torch.linalg.svd(W, full_matrices=False)
@@ -75,7 +75,7 @@ def _steps_left(before: float, angle: float, wanted: float, done: int) -> int:
     """How many steps to take before looking again, if the angle goes on shrinking as it did since the last look."""
     shrunk = math.log(before / angle) if 0 < angle < before < math.inf else 0.0
     expected = math.log(angle / wanted) / shrunk if shrunk > 0 else math.inf
-    return max(1, math.floor(min(0.7 * expected, done / 5)))
+    return max(1, math.floor(min(0.7 * expected, done / 3)))
 
 
 def _stacked(columns: list[Tensor]) -> Tensor:

@@ -2,9 +2,10 @@
 
     W (out, in) = U diag(S) Vh,  k = min(out, in);  top: the first `rank` columns of U and rows of Vh;  bottom: the last
 
-Top: W itself is applied to a block. Bottom: the smallest singular values of W are the largest of its inverse, which is
-applied by solving with a triangular L, W Wᵀ = L Lᵀ; its left singular vectors are those of W. Both reach the accuracy
-of the full SVD in the same dtype, and are that SVD where nothing is to be gained: a small W, a rank near k, no gap.
+Top: by Lanczos (`krylov.py`), and where the spectrum is too flat for it by a filter (`chebyshev.py`). Bottom: by the
+filter, applied to an inverse, as the smallest singular values of W are the largest of L⁻¹, W Wᵀ = L Lᵀ, and the left
+singular vectors of L are those of W. Both reach the accuracy of the full SVD in the same dtype, and are that SVD where
+nothing is to be gained: a small W, a rank near k, no gap in the spectrum.
 """
 
 import torch
@@ -12,34 +13,45 @@ from torch import Tensor
 
 from lora_lab.chebyshev import Map, Triplets, block_width, leading_block
 from lora_lab.init.check import check_rank, check_weight
+from lora_lab.krylov import lanczos_block
 
 
 @torch.no_grad()
-def top_svd(W: Tensor, rank: int) -> Triplets:
+def top_svd(W: Tensor, rank: int, tolerance: float | None = None) -> Triplets:
     """U (out, rank), S (rank,) from large to small, Vh (rank, in): the largest singular triplets of W (out, in).
 
     In fp32 (fp64 stays fp64), on W's device; the same result every time, the global random state untouched.
-    Raises TypeError or ValueError for a W that is no finite matrix, or a rank outside 1 to min(out, in).
+    tolerance: of the bound on the angle to the true directions, in radians; None: 250 roundings (3e-5 in fp32).
+    Raises TypeError or ValueError for a W that is no finite matrix, a rank outside 1 to min(out, in), or a tolerance
+    that is not positive.
     """
     W = check_weight(W, rank)
+    _check_tolerance(tolerance)
+    if not _pays(W.shape, rank):
+        return _cut(torch.linalg.svd(W, full_matrices=False), rank)
     transposed = W.T.contiguous()  # a copy: with Wᵀ laid out like W both products are equally fast
-    return top_of_map(W.matmul, transposed.matmul, W.shape, rank, W)
+    return top_of_map(W.matmul, transposed.matmul, W.shape, rank, W, tolerance)
 
 
 @torch.no_grad()
-def top_of_map(apply: Map, adjoint: Map, shape: tuple[int, int], rank: int, like: Tensor) -> Triplets:
-    """U, S, Vh as in `top_svd`, of a map M that need not exist as a matrix: of W C, say, X -> W (C X) and Y -> C (Wᵀ Y).
+def top_of_map(
+    apply: Map, adjoint: Map, shape: tuple[int, int], rank: int, like: Tensor, tolerance: float | None = None
+) -> Triplets:
+    """U, S, Vh as in `top_svd`, of a map M (out, in) = `shape` that need not exist as a matrix, like W C.
 
-    apply, adjoint: X (in, b) -> M X and Y (out, b) -> Mᵀ Y; shape: (out, in) of M; like: a tensor of the dtype and
-    device to work in. Where the full SVD is needed, M is formed by applying it to the identity.
+    apply, adjoint: X (in, b) -> M X and Y (out, b) -> Mᵀ Y, so for W C: X -> W (C X) and Y -> C (Wᵀ Y).
+    like: a tensor of the dtype and device to work in. For a full SVD, M is formed by applying it to the identity.
     """
-    check_rank(rank, min(shape))
-    found = leading_block(apply, adjoint, tuple(shape), rank, like, negligible=16 * torch.finfo(like.dtype).eps)
-    if found is not None:
-        U, S, V = found
-        return U[:, :rank], S[:rank], V[:, :rank].T
-    U, S, Vh = torch.linalg.svd(apply(torch.eye(shape[1], dtype=like.dtype, device=like.device)), full_matrices=False)
-    return U[:, :rank], S[:rank], Vh[:rank]
+    rank = check_rank(rank, min(shape))
+    _check_tolerance(tolerance)
+    if _pays(shape, rank):
+        arguments = apply, adjoint, tuple(shape), rank, like, tolerance, 16 * torch.finfo(like.dtype).eps
+        found, final = lanczos_block(*arguments)
+        found = found if final else leading_block(*arguments, start=found[2])
+        if found is not None:
+            U, S, V = found
+            return _cut((U, S, V.T), rank)
+    return _cut(torch.linalg.svd(apply(torch.eye(shape[1]).to(like)), full_matrices=False), rank)
 
 
 @torch.no_grad()
@@ -53,12 +65,30 @@ def bottom_left(W: Tensor, rank: int) -> Tensor:
     tall = W.shape[0] > W.shape[1]
     wide = W.T if tall else W
     found = None
-    if 4 * block_width(rank) <= len(wide):
+    if _pays(W.shape, rank):
         found = _bottom_by_cholesky(wide, rank) or _bottom_by_qr(wide, rank)
+    if found is not None and tall:
+        left, s, right = found
+        # U = W V / s loses its meaning where s is rounding.
+        found = (right, s, left) if torch.finfo(s.dtype).eps * W.norm() <= 1e-2 * s[-1] else None
     if found is None:
         return torch.linalg.svd(W, full_matrices=False).U[:, -rank:]
-    left, _, right = found
-    return (right if tall else left)[:, -rank:]
+    return found[0][:, -rank:]
+
+
+def _check_tolerance(tolerance: float | None) -> None:
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must be an angle between 0 and 1 radians, got {tolerance!r}")
+
+
+def _pays(shape: tuple[int, int], rank: int) -> bool:
+    """Is a matrix so large that a few directions are found sooner than all?"""
+    return min(shape) >= 8 * block_width(rank)
+
+
+def _cut(svd: Triplets, rank: int) -> Triplets:
+    U, S, Vh = svd
+    return U[:, :rank], S[:rank], Vh[:rank]
 
 
 def _bottom_by_cholesky(wide: Tensor, rank: int) -> Triplets | None:
@@ -89,9 +119,9 @@ def _bottom_by_qr(wide: Tensor, rank: int) -> Triplets | None:
 
 
 def _smallest_block(L: Tensor, wide: Tensor, rank: int) -> Triplets | None:
-    """U (k, b), s (b,) from large to small, V (n, b): a block that ends in the `rank` smallest triplets of `wide` (k, n).
+    """U (k, b), s (b,) from large to small, V (n, b): a block whose last `rank` triplets are the smallest of W (k, n).
 
-    It is found as the largest of L⁻¹, and then turned to W's own directions within the block.
+    They are found as the largest of L⁻¹, and then turned to W's own directions within the block.
     """
     size = L.diagonal().abs().max()
     if size == 0:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from fused_for_tests import BF16, DTYPES, FP32, FP64, NEEDS, SHAPES, assert_same, fused, input_of, layer_of, results
 from models_for_tests import copy_factors, fill, linear, peft_twin
-from test_fused import BF16, DTYPES, FP32, FP64, NEEDS, SHAPES, assert_same, fused, input_of, layer_of, results
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -147,7 +147,7 @@ def test_onednn_and_torch_give_the_same(monkeypatch):
     called, onednn = [], fused_products._onednn
     monkeypatch.setattr(fused_products, "_onednn", lambda *args: called.append(args) or onednn(*args))
     for kind in ("bias", "Conv1D"):
-        layer, x = layer_of(200, 300, 8, kind), input_of(150, 300).requires_grad_()
+        layer, x = layer_of(200, 300, 16, kind), input_of(500, 300).requires_grad_()  # the thin products too
         monkeypatch.setattr(fused_products, "ONEDNN", torch.backends.mkldnn.is_available())
         ours = results(layer, fused, x)
         assert bool(called) == fused_products.ONEDNN

@@ -188,6 +188,24 @@ def test_batches_of_fewer_tokens_than_components_are_put_together():
     torch.testing.assert_close(found[path].directions, pca.components.directions)
 
 
+def test_a_direction_that_only_flips_its_sign_has_settled():
+    """Its largest entry is positive, by the rule; where two are nearly as large and opposite, it flips for ever."""
+    noise = torch.randn(40, 6, generator=torch.Generator().manual_seed(1)) / 100
+    data = [
+        noise + torch.outer(torch.linspace(-1, 1, 40), torch.tensor([a, -b, 0, 0, 0, 0]))
+        for a, b in ((1.1, 1), (1, 1.3))
+    ]
+    model = nn.Sequential(nn.Linear(6, 5))
+    found = input_components(model, ["0"], data, 1, rho=1, run=lambda m, x: m(x), progress=False)
+    assert found.batches == 2
+    pca = IncrementalPCA(1)
+    signs = []
+    for rows in data:
+        pca.update(rows)
+        signs.append(pca.components.directions[0, 0].sign().item())
+    assert signs == [1, -1]
+
+
 def test_tokens_without_a_label_are_left_out_of_the_components():
     model, data, path = llama(layers=1), batches(2), "model.layers.0.self_attn.q_proj"
     found = input_components(model, [path], data, 3, progress=False)

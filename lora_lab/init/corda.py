@@ -16,11 +16,12 @@ from torch import Tensor
 
 from lora_lab.init.check import check_matrix, check_weight
 from lora_lab.lanczos import largest_triplets
-from lora_lab.lowrank import bottom_left
 
 METHODS = ("ipm", "kpm")
 INVERSE_ERROR = 0.05  # of ‖C' C'⁻¹ - I‖_F, by which the authors' code and PEFT choose the damping
 PROBES = 32
+LANCZOS_FROM = 1024  # inputs or outputs: for fewer, all directions are found as soon as the smallest (measured)
+TOLERANCE = 1e-5  # of the smallest directions: bounds their angle to the true ones, which is well below it
 
 
 @torch.no_grad()
@@ -40,18 +41,49 @@ def corda_factors(
     C = check_covariance(covariance, W.shape[1]).to(W.device)
     wide = torch.promote_types(W.dtype, C.dtype)
     W, C = W.to(wide), damped(C.to(wide))
-    U = _largest_left(W, C, rank) if method == "ipm" else bottom_left(W @ C, rank)
+    if method == "kpm":
+        W, C = W.double(), C.double()  # the smallest values of W C' are far below fp32's rounding of the largest
+    U = _largest_left(W, C, rank) if method == "ipm" else _smallest_left(W @ C, rank)
     projected = U.T @ W  # S Vᵀ C'⁻¹
     # Of the same rows, so that a direction that W maps to (nearly) nothing stays as small as it is.
     S = torch.linalg.vector_norm(projected @ C, dim=1)
     safe = torch.where(S > 0, S, 1)
-    return projected / (scale * safe).sqrt()[:, None], U * (S / scale).sqrt()
+    return (projected / (scale * safe).sqrt()[:, None]).to(wide), (U * (S / scale).sqrt()).to(wide)
 
 
 def _largest_left(W: Tensor, C: Tensor, rank: int) -> Tensor:
     """The first left singular vectors (out, rank) of W C, which is formed only if it must be."""
     found = largest_triplets(lambda X: (X @ C) @ W.T, lambda Y: (Y @ W) @ C, tuple(W.shape), rank, W)
     return (found or torch.linalg.svd(W @ C, full_matrices=False))[0][:, :rank]
+
+
+def _smallest_left(M: Tensor, rank: int) -> Tensor:
+    """The last left singular vectors (out, rank) of M (out, in): the smallest values are the largest of an inverse.
+
+    Mᵀ = Q R (or M = Q R, if that is the smaller R): R has the singular values of M, and R⁻¹ is applied by solving.
+    """
+    tall = len(M) > M.shape[1]
+    R = torch.linalg.qr(M if tall else M.T, mode="r").R
+    # An exactly singular R: moving M by its own rounding error makes it possible to solve.
+    diagonal, rounding = R.diagonal(), (torch.finfo(R.dtype).eps * R.abs().max()).clamp(min=1e-100)
+    diagonal.copy_(torch.where(diagonal.abs() < rounding, rounding, diagonal))
+    found = None
+    if len(R) >= LANCZOS_FROM:
+        found = largest_triplets(
+            lambda X: torch.linalg.solve_triangular(R.T, X, upper=False, left=False),
+            lambda Y: torch.linalg.solve_triangular(R, Y, upper=True, left=False),
+            tuple(R.shape), rank, R, TOLERANCE,
+        )  # fmt: skip
+    if found is None:
+        inverse = torch.linalg.solve_triangular(R, torch.eye(len(R)).to(R), upper=True)
+        right = torch.linalg.eigh(inverse @ inverse.T).eigenvectors[:, -rank:]
+    else:
+        right = found[0].flip(1)  # R's right singular vectors, the smallest value's last
+    if not tall:
+        return right
+    U = M @ right
+    size = torch.linalg.vector_norm(U, dim=0)
+    return torch.where(size > 100 * rounding, U / size, 0)  # no direction where M has none
 
 
 def damped(C: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from lora_lab.lanczos import top_svd
 DIRECTIONS = ("ArB2r", "A2rBr", "ArBr", "random")
 STABILIZATIONS = ("stable", "weight_svd", "gd_scale", "unit")
 FORMS = ("peft", "paper")
-TOLERANCE = 1e-3  # bounds the angle of each singular vector to the true one; measured, it is ten times better
+TOLERANCE = 1e-2  # bounds the angle of each singular vector to the true one; measured, it is 3e-4 and less
 
 
 @torch.no_grad()
@@ -44,9 +44,9 @@ def lora_ga_factors(
         them, from the global random state (form "paper": A one half of a shuffle, B the other).
     stabilization: "stable": times out^¼ / √gamma; "weight_svd": B as large as W; "gd_scale": A and B divided by s;
         "unit": as they are.
-    niter: None finds the singular vectors to an angle of 1e-4, the same every time. A number finds them as PEFT does, with
-        `torch.svd_lowrank` (q = 4·rank, PEFT's niter is 4) after PEFT's two unused draws: bit-equal to PEFT under the
-        same global seed, and off by what those iterations leave.
+    niter: None finds the singular vectors to an angle of 1e-3, the same every time. A number finds them as PEFT does,
+        with `torch.svd_lowrank` (q = 4·rank, PEFT's niter is 4) after PEFT's two unused draws: bit-equal to PEFT under
+        the same global seed, and off by what those iterations leave.
 
     Where PEFT goes on silently, this refuses: no gradient, a zero gradient, 2·rank > min(out, in), an unknown name.
     `out` is that of W also for a `Conv1D`, where PEFT takes the stored axis, which is `in`.

@@ -1,16 +1,17 @@
 """MiCA: the adapter writes only along the directions that W uses least, and only A learns.
 
-    W (out, in) = U diag(S) Vᵀ;   B = U[:, -rank:], the left singular vectors of the smallest singular values, frozen;
-    A (rank, in) = 0.     s·BA = 0 at the start; the base weight is left as it is.
+    W (out, in) = U diag(S) Vᵀ;   B = U[:, -rank:] (out, rank), of the smallest singular values, frozen;   A = 0
+    s·BA = 0 at the start; the base weight is left as it is.
 
-Half the trainable parameters of plain LoRA at the same rank (where out = in).
-Source: "Minor Component Adaptation" 2026 (arXiv:2604.01694), as in PEFT, which freezes B too.
+Plain LoRA of the same rank trains rank·(in + out) numbers, this one rank·in.
+Source: Rüdiger & Raschka 2026, "MiCA Learns More Knowledge Than LoRA and Full Fine-Tuning" (arXiv:2604.01694), as in
+PEFT, which rounds B to the base's dtype; here the caller keeps it wide.
 """
 
 import torch
 from torch import Tensor
 
-from lora_lab.init.check import check_weight
+from lora_lab.init.check import check_scale
 from lora_lab.lowrank import bottom_left
 
 
@@ -20,5 +21,6 @@ def mica_factors(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tenso
 
     `scale` only has to be positive and finite. Raises TypeError or ValueError as `check_weight` does.
     """
-    W = check_weight(weight, rank, scale)
-    return W.new_zeros(rank, W.shape[1]), bottom_left(W, rank).contiguous()
+    check_scale(scale)
+    B = bottom_left(weight, rank)
+    return B.new_zeros(rank, weight.shape[1]), B.contiguous()

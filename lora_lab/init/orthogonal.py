@@ -1,11 +1,12 @@
-"""Two factors that are not zero and whose product is: a no-op in which A and B both learn from the first step.
+"""Two factors that are not zero while their product is: s·BA = 0, and A and B both learn from the first step.
 
-    X (rank, rank) random,  Q = orth(X) by QR;  odd and even rows of Q are orthogonal to each other
-    A = (G_A Q_odd)ᵀ / 10,  G_A (in, rank/2);   B = G_Bᵀ Q_even / 10,  G_B (rank/2, out);   G_A, G_B normal
-    BA = G_Bᵀ Q_even Q_oddᵀ G_Aᵀ / 100 = 0, to rounding.          The base weight is left as it is.
+    X (rank, rank) normal,   X = Q R;   the odd rows Q_o and the even rows Q_e of Q are orthogonal: Q_e Q_oᵀ = 0
+    A = (G Q_o)ᵀ / 10,  G (in, rank/2) normal;      B = Hᵀ Q_e / 10,  H (rank/2, out) normal
+    BA = Hᵀ Q_e Q_oᵀ Gᵀ / 100 = 0, to rounding.     The base weight is left as it is.
 
-Both factors have rank `rank`/2; the rows of A are not orthonormal, in spite of the name.
-Source: D. Gupta, "Rethink LoRA initialisation" (datta0.github.io), as in PEFT.
+Despite the name the rows of A are not orthonormal, and A and B are each of rank `rank`/2 only. Other inits with B = 0
+give A no gradient at the first step.
+Source: datta0.github.io/posts/rethink-lora-init, which PEFT's code names.
 """
 
 import torch
@@ -22,10 +23,10 @@ def orthogonal_factors(weight: Tensor, rank: int, scale: float = 1.0) -> tuple[T
     Raises TypeError or ValueError as `random_factors` does, and ValueError for an odd rank.
     """
     if check_rank(rank, min(check_matrix(weight, meta=True).shape)) % 2:
-        raise ValueError(f"an orthogonal init needs an even rank, got {rank}")
-    random_factors(weight, rank)  # PEFT's first two draws, unused
+        raise ValueError(f"the orthogonal init halves the rank, which must be even, got {rank}")
+    random_factors(weight, rank)  # PEFT's first two draws, whose numbers it does not use
     out_features, in_features = weight.shape
-    Q = torch.linalg.qr(torch.randn(rank, rank))[0]
+    Q = torch.linalg.qr(torch.randn(rank, rank)).Q
     A = (torch.randn(in_features, rank // 2) @ Q[0::2]).T / 10
     B = torch.randn(rank // 2, out_features).T @ Q[1::2] / 10
     return A.contiguous().to(weight.dtype), B.to(weight.dtype)

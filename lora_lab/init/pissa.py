@@ -1,10 +1,11 @@
 """PiSSA: the adapter starts as the principal part of W, and the frozen base keeps the rest.
 
-    W (out, in) = U diag(S) Vᵀ;   A = diag(√(S_r / s)) V_rᵀ,   B = U_r diag(√(S_r / s));   s·BA = U_r diag(S_r) V_rᵀ
-    base <- W - s·BA, the residual: the model answers as before, and what trains are the strongest directions.
+    W (out, in) = U diag(S) Vᵀ;    A = diag(√(S_r / s)) V_rᵀ (rank, in),    B = U_r diag(√(S_r / s)) (out, rank)
+    base <- W - s·BA = W - U_r diag(S_r) V_rᵀ, the residual: the model answers as before; its main part trains.
 
-Source: Meng et al. 2024 (arXiv:2404.02948), equations 2 to 4; s is PEFT's. With `niter` the factors come from a
-randomized SVD (Halko et al. 2011), as the paper's "fast SVD": another base in every run, unless it is seeded.
+Source: Meng et al. 2024 (arXiv:2404.02948), equations 2 to 4 (which name the factors the other way round and have no
+s: dividing it out, as PEFT does, makes the residual the same for every s). With `niter` the factors come from a
+randomized SVD, the paper's "fast SVD": another base in every run, unless the global seed is set.
 """
 
 from numbers import Integral
@@ -12,7 +13,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from lora_lab.init.check import check_weight
+from lora_lab.init.check import check_scale, check_weight
 from lora_lab.init.random import random_factors
 from lora_lab.lowrank import top_svd
 
@@ -23,16 +24,18 @@ def pissa_factors(weight: Tensor, rank: int, scale: float, niter: int | None = N
 
     niter: None finds the singular vectors to rounding, the same every time. A number takes that many iterations of
         `torch.svd_lowrank` (PEFT's "pissa_niter_N"): bit-equal to PEFT under the same global seed.
+    Beside a half-precision base PEFT rounds A and B after it has formed the residual; these are for the caller to keep.
     Raises TypeError or ValueError as `check_weight` does, and for a `niter` that is no whole number from 0.
     """
-    W = check_weight(weight, rank, scale)
     if niter is None:
-        U, S, Vh = top_svd(W, rank)
+        scale = check_scale(scale)
+        U, S, Vh = top_svd(weight, rank)
     else:
+        W = check_weight(weight, rank, scale)
         if isinstance(niter, bool) or not isinstance(niter, Integral) or niter < 0:
             raise ValueError(f"niter must be a whole number from 0, got {niter!r}")
-        random_factors(weight, rank)  # PEFT's first two draws, unused
+        random_factors(weight, rank)  # PEFT's first two draws, whose numbers it does not use
         U, S, V = torch.svd_lowrank(W, q=rank, niter=int(niter))
         Vh = V.T
     root = (S / scale).sqrt()
-    return torch.diag(root) @ Vh, U @ torch.diag(root)
+    return root[:, None] * Vh, U * root

@@ -1,8 +1,8 @@
-"""Both factors random: the model is changed at once. PEFT's `init_lora_weights=False`, for debugging.
+"""Both factors random: s·BA is not zero, and the model answers otherwise at once. PEFT's False, for debugging.
 
-A (rank, in) ~ U(-1/√in, 1/√in);  B (out, rank) ~ U(-1/√rank, 1/√rank);  s·BA is not zero.  The base is left as it is.
-Each is what `nn.Linear` draws for itself. PEFT makes two `nn.Linear` before any init, so every random init of its
-begins with these two draws.
+A (rank, in) ~ U(-1/√in, 1/√in);  B (out, rank) ~ U(-1/√rank, 1/√rank).  The base weight is left as it is.
+Each is what `nn.Linear` draws for itself. PEFT makes two `nn.Linear` before any init, so every one of its inits begins
+with these two draws.
 """
 
 import math
@@ -20,7 +20,7 @@ def random_factors(weight: Tensor, rank: int, scale: float = 1.0) -> tuple[Tenso
     Raises TypeError or ValueError for a weight that is no matrix or a rank outside 1 to min(out, in).
     """
     out_features, in_features = check_matrix(weight, meta=True).shape
-    check_rank(rank, min(weight.shape))
+    rank = check_rank(rank, min(weight.shape))
     A, B = torch.empty(rank, in_features), torch.empty(out_features, rank)
     for factor in (A, B):
         nn.init.kaiming_uniform_(factor, a=math.sqrt(5))  # sqrt(5) reproduces nn.Linear's own default

@@ -54,9 +54,11 @@ class DoRALinear(LoRALinear):
     @torch.no_grad()
     def row_norms(self) -> Tensor:
         """n (out,), in the dtype of A. Only a block of V is formed at a time."""
-        weight, (A, B) = oriented_weight(self.base), self.factors()
+        weight = oriented_weight(self.base)
         if torch.compiler.is_compiling():  # which would unroll the loop, and needs no blocks
-            return torch.linalg.norm(weight + self.scale * (B @ A), dim=1)
+            A, B = self.factors()
+            with torch.autocast(A.device.type, enabled=False):
+                return torch.linalg.norm(weight + self.scale * (B @ A), dim=1)
         return torch.cat([torch.linalg.norm(update.add_(weight[rows]), dim=1) for rows, update in self._updates()])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ class DoRALinear(LoRALinear):
         A, B = self.factors()
         y = self.base(x)
         x = x.to(A.dtype)
-        if self.training and not isinstance(self.dropout, nn.Identity):
+        if self.dropout_is_on:
             x = self.dropout(x)
             straight = self._without_bias(x.to(y.dtype))
         else:

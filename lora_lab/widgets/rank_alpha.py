@@ -125,7 +125,8 @@ class RankAlphaExplorer(Explorer):
         places = ((0.6, 1.75), (3.05, 1.75), (5.55, 1.9))
         axes = [fig.add_axes((x / WIDTH, 0.52 / HEIGHT, w / WIDTH, 2.2 / HEIGHT)) for x, w in places]
         ranks = np.arange(1, len(self._norms) + 1)
-        largest, smallest = ([values[i] for values in self._spectra] for i in (0, -1))
+        largest, smallest = (np.array([values[i] for values in self._spectra]) for i in (0, -1))
+        smallest = np.maximum(smallest, 1e-4 * largest)  # a small matrix of signs may be singular
         # Wide enough for every setting, from α / r at the least α to α / √r at the greatest: the curves move, not
         # the axes.
         for ax, low, high in zip(axes, (1, self._norms, smallest), (1, self._norms, largest), strict=True):

@@ -53,7 +53,7 @@ def experts_by_products(
     """
     top_k = top_k_index.shape[-1]
     expert, order = top_k_index.flatten().sort(stable=True)
-    sizes = torch.bincount(expert, minlength=base.num_experts).tolist()
+    sizes = torch.bincount(expert).tolist()
     up, down = (Stack(base, name, updates) for name in tensor_names(base))
     outputs = []
     for e, x in enumerate(hidden_states[order // top_k].split(sizes)):
