@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from lora_lab.adapter import Adapter, Factors
 from lora_lab.adapter_notes import Notes, notes_of, read_notes
-from lora_lab.base import is_linear, weight_shape
+from lora_lab.base import is_linear, refuse_many, weight_shape
 from lora_lab.init.start import Start
 from lora_lab.inject import install, lora_layers, quantize_base_
 from lora_lab.layer import LoRALinear, check_settings
@@ -122,6 +122,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, *, plain: bool = F
     """
     if lora_layers(model):
         raise ValueError("the model is already injected: eject it first")
+    refuse_many(model)
     config, pairs, notes = _read(Path(folder))
     settings = _settings(model, config, pairs)
     modules = dict(model.named_modules())

@@ -132,7 +132,8 @@ def _backward(ctx, G):
 
 def _parts(tensor: Tensor, A: Tensor) -> list[slice]:
     """The rows of `tensor`: all at once, but on a CPU a wide copy is made of a part at a time."""
-    if tensor.dtype == A.dtype or tensor.device.type != "cpu" or len(tensor) == 0:
+    narrow = tensor.dtype != A.dtype and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not narrow or len(tensor) == 0:
         return [slice(None)]
     step = max(64, PART // tensor.shape[1])
     return [slice(start, start + step) for start in range(0, len(tensor), step)]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from lora_lab.base import is_quantized, refuse_unwritable
+from lora_lab.base import is_quantized, refuse_many, refuse_unwritable
 from lora_lab.init import Init, NamedInit, resolve
 from lora_lab.layer import LoRALinear, check_settings
 from lora_lab.targets import find_targets
@@ -62,6 +62,7 @@ def inject(
     """
     if lora_layers(model):
         raise ValueError("the model is already injected: eject it first, or two adapters would be nested")
+    refuse_many(model)
     found = find_targets(model, targets)
     ranks, alphas, inits = (
         _by_path(name, value, found) for name, value in (("rank", rank), ("alpha", alpha), ("init", init))

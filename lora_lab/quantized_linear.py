@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_lab.base import is_linear, is_quantized, oriented_weight, refuse_unwritable
+from lora_lab.base import is_linear, is_quantized, oriented_weight, refuse_many, refuse_unwritable
 from lora_lab.init.check import check_matrix
 from lora_lab.inject import lora_layers, replace_modules
 from lora_lab.quantize import QuantizedTensor, quantize
@@ -138,6 +138,7 @@ def quantize_model_(
     """
     if lora_layers(model):
         raise ValueError("the model carries an adapter: quantize before inject, or let inject(quantize=...) do it")
+    refuse_many(model)
     found = find_targets(model, targets)
     again = [name for name, layer in found.items() if is_quantized(layer)]
     if again:

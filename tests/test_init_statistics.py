@@ -189,7 +189,8 @@ def test_batches_of_fewer_tokens_than_components_are_put_together():
 
 
 def test_a_direction_that_only_flips_its_sign_has_settled():
-    """Its largest entry is positive, by the rule; where two are nearly as large and opposite, it flips for ever."""
+    """Its largest entry is positive, by the rule. Where two are nearly as large and opposite it flips at every update,
+    and PEFT, which waits for a cosine of +0.99, never returns."""
     noise = torch.randn(40, 6, generator=torch.Generator().manual_seed(1)) / 100
     data = [
         noise + torch.outer(torch.linspace(-1, 1, 40), torch.tensor([a, -b, 0, 0, 0, 0]))
@@ -197,7 +198,7 @@ def test_a_direction_that_only_flips_its_sign_has_settled():
     ]
     model = nn.Sequential(nn.Linear(6, 5))
     found = input_components(model, ["0"], data, 1, rho=1, run=lambda m, x: m(x), progress=False)
-    assert found.batches == 2
+    assert found.batches == 3
     pca = IncrementalPCA(1)
     signs = []
     for rows in data:

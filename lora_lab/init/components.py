@@ -42,9 +42,9 @@ def input_components(
     """The first round(rank·rho) principal components of the inputs of each target, as `Components`.
 
     They are updated batch by batch, going over the batches again if need be, until those that `eva_ranks` would take
-    have settled: until the cosine between each of them and itself one update before is at least tau, up to its sign.
-    PEFT waits for the sign as well, which may flip for ever, and then never returns. It also skips a batch of fewer
-    tokens than components; here such batches are put together.
+    have settled: until the cosine between each of them and itself one update before is at least tau (or at most -tau
+    twice in a row: PEFT waits for a sign that may flip for ever, and then never returns). PEFT also skips a batch of
+    fewer tokens than components; here such batches are put together.
 
     Args: as in `input_covariances`, and
         rank, rho: of the adapter, and how many times that a layer may get. No layer gets more than min(out, in).
@@ -153,6 +153,7 @@ class IncrementalPCA:
         self.n, self.rows = n, 0
         self.components: Components | None = None
         self.cosines: Tensor | None = None  # of each direction with itself before the last update
+        self._signed: Tensor | None = None
         self.mean: Tensor | None = None
         self.spread: Tensor | None = None  # Σ‖x - mean‖²
 
@@ -185,8 +186,11 @@ class IncrementalPCA:
         _, S, V = top_svd(stack, self.n, TOLERANCE)
         V = V * positive(V)[:, None]
         if kept:
-            # Without its sign: the rule for it flips where the two largest entries are nearly equal and opposite.
-            self.cosines = torch.cosine_similarity(V, self.components.directions).abs()
+            before, now = self._signed, torch.cosine_similarity(V, self.components.directions)
+            # The sign flips for ever where the two largest entries are nearly equal and opposite: twice is enough.
+            flips = (now < 0) & (before < 0) if before is not None else torch.zeros_like(now, dtype=torch.bool)
+            self.cosines = torch.where(flips, -torch.maximum(now, before if before is not None else now), now)
+            self._signed = now
         self.rows, self.mean, self.spread = total, mean, spread
         self.components = Components(V, S, (S.double().square() / spread.clamp(min=1e-300)).to(S.dtype))
         return X.nbytes + stack.nbytes
