@@ -76,7 +76,7 @@ def refuse_many(model: nn.Module) -> None:
     """Raise ValueError if `model` carries adapters that `lora_lab.many` added: others would be nested inside them."""
     for name, module in model.named_modules():
         if _is_loaded_instance(module, "lora_lab.many.layer", "MultiLoRALinear"):
-            raise ValueError(f"{name} carries adapters of add_adapter already: remove_adapter first, or add this one too")
+            raise ValueError(f"{name} carries adapters of add_adapter already: remove them first, or add this one too")
 
 
 def refuse_unwritable(model: nn.Module, bases: Mapping[str, nn.Module], copied: bool = False) -> None:

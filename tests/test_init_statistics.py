@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_lab import find_targets
 from lora_lab.base import is_conv1d, oriented_weight
-from lora_lab.init.components import IncrementalPCA
+from lora_lab.init.components import FLIPS, IncrementalPCA
 from lora_lab.init.statistics import input_components, input_covariances, mean_gradients
 
 
@@ -191,20 +191,18 @@ def test_batches_of_fewer_tokens_than_components_are_put_together():
 def test_a_direction_that_only_flips_its_sign_has_settled():
     """Its largest entry is positive, by the rule. Where two are nearly as large and opposite it flips at every update,
     and PEFT, which waits for a cosine of +0.99, never returns."""
-    noise = torch.randn(40, 6, generator=torch.Generator().manual_seed(1)) / 100
-    data = [
-        noise + torch.outer(torch.linspace(-1, 1, 40), torch.tensor([a, -b, 0, 0, 0, 0]))
-        for a, b in ((1.1, 1), (1, 1.3))
-    ]
-    model = nn.Sequential(nn.Linear(6, 5))
-    found = input_components(model, ["0"], data, 1, rho=1, run=lambda m, x: m(x), progress=False)
-    assert found.batches == 3
+
+    def rows(a: float, b: float) -> Tensor:
+        return torch.outer(torch.linspace(-1, 1, 8), torch.tensor([a, -b, 0, 0, 0, 0]))
+
+    data, model = [rows(1.05, 1), *[rows(1, 1.1), rows(1.1, 1)] * 70], nn.Sequential(nn.Linear(6, 5))
     pca = IncrementalPCA(1)
-    signs = []
-    for rows in data:
-        pca.update(rows)
-        signs.append(pca.components.directions[0, 0].sign().item())
-    assert signs == [1, -1]
+    for number, X in enumerate(data[:50]):
+        pca.update(X)
+        assert pca.components.directions[0, 0].sign() == (-1) ** number
+        assert number == 0 or pca.cosines < -0.99
+    found = input_components(model, ["0"], data, 1, rho=1, run=lambda m, x: m(x), progress=False)
+    assert found.batches == FLIPS + 1
 
 
 def test_tokens_without_a_label_are_left_out_of_the_components():

@@ -21,6 +21,7 @@ from lora_lab.init.eva import Components, eva_ranks, most_components, positive
 from lora_lab.init.layer_inputs import LayerInputs, token_mask, tokens_of
 from lora_lab.lanczos import top_svd
 
+FLIPS = 100  # of a sign, in a row, after which it does not count
 TOLERANCE = 1e-2  # bounds the angle of each direction to the true one; measured, it is 3e-4 and less
 
 
@@ -42,9 +43,9 @@ def input_components(
     """The first round(rank·rho) principal components of the inputs of each target, as `Components`.
 
     They are updated batch by batch, going over the batches again if need be, until those that `eva_ranks` would take
-    have settled: until the cosine between each of them and itself one update before is at least tau (or at most -tau
-    twice in a row: PEFT waits for a sign that may flip for ever, and then never returns). PEFT also skips a batch of
-    fewer tokens than components; here such batches are put together.
+    have settled: until the cosine between each of them and itself one update before is at least tau. PEFT goes on for
+    ever if that never comes, as where a direction's sign flips at every update; here the sign does not count any more
+    after 100 flips in a row. PEFT also skips a batch of fewer tokens than components; here they are put together.
 
     Args: as in `input_covariances`, and
         rank, rho: of the adapter, and how many times that a layer may get. No layer gets more than min(out, in).
@@ -153,7 +154,7 @@ class IncrementalPCA:
         self.n, self.rows = n, 0
         self.components: Components | None = None
         self.cosines: Tensor | None = None  # of each direction with itself before the last update
-        self._signed: Tensor | None = None
+        self.flips: Tensor | int = 0  # how many updates in a row have turned it round
         self.mean: Tensor | None = None
         self.spread: Tensor | None = None  # Σ‖x - mean‖²
 
@@ -186,11 +187,10 @@ class IncrementalPCA:
         _, S, V = top_svd(stack, self.n, TOLERANCE)
         V = V * positive(V)[:, None]
         if kept:
-            before, now = self._signed, torch.cosine_similarity(V, self.components.directions)
-            # The sign flips for ever where the two largest entries are nearly equal and opposite: twice is enough.
-            flips = (now < 0) & (before < 0) if before is not None else torch.zeros_like(now, dtype=torch.bool)
-            self.cosines = torch.where(flips, -torch.maximum(now, before if before is not None else now), now)
-            self._signed = now
+            self.cosines = torch.cosine_similarity(V, self.components.directions)
+            # The sign flips for ever where the two largest entries are nearly equal and opposite.
+            self.flips = torch.where(self.cosines < 0, self.flips + 1, 0)
+            self.cosines = torch.where(self.flips >= FLIPS, -self.cosines, self.cosines)
         self.rows, self.mean, self.spread = total, mean, spread
         self.components = Components(V, S, (S.double().square() / spread.clamp(min=1e-300)).to(S.dtype))
         return X.nbytes + stack.nbytes
