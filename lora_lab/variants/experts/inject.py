@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from lora_lab.base import refuse_many
 from lora_lab.inject import _WAS_TRAINABLE, lora_layers, replace_modules, set_trainable, unwrap
 from lora_lab.targets import matches
 from lora_lab.variants.experts.layer import ExpertUpdate, LoRAExperts, check_expert_settings
@@ -71,6 +72,7 @@ def inject_experts(
     """
     if expert_layers(model):
         raise ValueError("the experts are adapted already: eject_experts first, or two updates would be nested")
+    refuse_many(model)
     for name, layer in lora_layers(model).items():
         odd = {"dropout": isinstance(layer.dropout, nn.Dropout), "DoRA": hasattr(layer, "magnitude")}
         odd[f"rslora={layer.rslora}"] = layer.rslora != rslora
