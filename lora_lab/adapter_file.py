@@ -1,7 +1,6 @@
 """Adapters on disk, in PEFT's own format: a folder with adapter_config.json and adapter_model.safetensors.
 
-Keys: "base_model.model.<path>.lora_A.weight" (rank, in), "...lora_B.weight" (out, rank), and with DoRA
-"...lora_magnitude_vector" (out,). PEFT loads what this module saves, and this module loads what PEFT saves.
+PEFT loads what this module saves, and this module loads what PEFT saves. `adapter_format` has the keys and the files.
 
 An adapter whose init shifted the base by -s·B0 A0 is saved as an update of the original base, at twice the rank:
 
@@ -11,30 +10,24 @@ Anything that reads PEFT's format can use that. A note in the header of the weig
 again, shift the base again, and train on at the original rank.
 """
 
-import json
 import math
 import os
-import re
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lora_lab.adapter import Adapter, Factors
-from lora_lab.adapter_notes import Notes, notes_of, read_notes
+from lora_lab.adapter_format import rank_and_alpha, read_files, state_of, write_files
+from lora_lab.adapter_notes import Notes, notes_of
 from lora_lab.base import is_linear, refuse_many, weight_shape
 from lora_lab.init.start import Start
-from lora_lab.inject import install, lora_layers, quantize_base_
+from lora_lab.inject import eject, install, lora_layers, quantize_base_
 from lora_lab.layer import LoRALinear, check_settings
-from lora_lab.peft_config import by_pattern, config_of, digest, read_config
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
-KEYS = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+from lora_lab.peft_config import config_of
+from lora_lab.variants.experts import LoRAExperts, expert_layers
+from lora_lab.variants.experts.files import config_with_experts, stored_experts, take_experts
+from lora_lab.variants.experts.inject import install_experts
 
 
 def adapter_of(model: nn.Module) -> Adapter:
@@ -53,20 +46,9 @@ def adapter_of(model: nn.Module) -> Adapter:
     return adapter
 
 
-def state_of(adapter: Adapter) -> dict[str, Tensor]:
-    """The tensors of `adapter` under PEFT's keys: CPU copies."""
-    state = {}
-    for name, factors in adapter.items():
-        for field, key in KEYS.items():
-            tensor = getattr(factors, field)
-            if tensor is not None:
-                state[f"{PREFIX}{name}.{key}"] = tensor.detach().to("cpu", copy=True).contiguous()
-    return state
-
-
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """`state_of(adapter_of(model))`: A and B of every LoRA layer under PEFT's keys, detached CPU copies."""
-    return state_of(adapter_of(model))
+    """A and B of every LoRA layer under PEFT's keys, and those of adapted experts: detached CPU copies."""
+    return state_of(adapter_of(model) | stored_experts(model))
 
 
 def save_adapter(model: nn.Module, folder: str | os.PathLike) -> Path:
@@ -79,29 +61,33 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike) -> Path:
     Raises ValueError, with nothing written, if `model` has no LoRA layer or is a bare one (its path names it in the
     file), if an adapter holds NaN or infinity, or if its layers differ in what one config can say (dropout, rsLoRA).
     """
-    layers = lora_layers(model)
-    if not layers or "" in layers:
+    layers, experts = lora_layers(model), expert_layers(model)
+    if not (layers or experts) or "" in (layers | experts):
         raise ValueError(f"{type(model).__name__} has no LoRA layer below its root: there is no adapter to save")
     dropouts = {getattr(layer.dropout, "p", 0.0) for layer in layers.values()}
     if len(dropouts) > 1:
         raise ValueError(f"the layers differ in lora_dropout ({sorted(dropouts)}), which one adapter file cannot say")
-    adapter = adapter_of(model)
-    return _write(folder, adapter, config_of(adapter, dropouts.pop(), model), notes_of(layers))
+    adapter, notes = adapter_of(model), notes_of(layers) if layers else Notes()
+    if experts:
+        return write_files(folder, adapter | stored_experts(model), config_with_experts(adapter, model), notes)
+    return write_files(folder, adapter, config_of(adapter, dropouts.pop(), model), notes)
 
 
 def write_adapter(adapter: Adapter, folder: str | os.PathLike, model: nn.Module | None = None) -> Path:
     """Write plain factors, of `combine` say, as `save_adapter` does. `model`: the base they are for, if at hand."""
     if not adapter or "" in adapter:
         raise ValueError("the adapter names no layer: there is nothing to save")
-    return _write(folder, adapter, config_of(adapter, model=model), Notes())
+    return write_files(folder, adapter, config_of(adapter, model=model), Notes())
 
 
 def read_adapter(folder: str | os.PathLike) -> Adapter:
     """The adapter in `folder` on the CPU, as an update of the original base. Raises as `load_adapter` does."""
-    config, pairs, _ = _read(Path(folder))
+    config, pairs, _ = read_files(Path(folder))
+    if config.get("target_parameters"):
+        raise ValueError(f"{folder} adapts experts ({config['target_parameters'][0]}, ...): only load_adapter reads it")
     adapter = {}
     for name, pair in pairs.items():
-        rank, alpha = _rank_and_alpha(config, name)
+        rank, alpha = rank_and_alpha(config, name)
         if pair["A"].shape[0] != rank or pair["B"].shape[1] != rank:
             shapes = tuple(pair["A"].shape), tuple(pair["B"].shape)
             raise ValueError(f"{name}: the config's rank is {rank}, the file has A and B of shapes {shapes}")
@@ -120,10 +106,11 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, *, plain: bool = F
     a truncated or foreign file, NaNs, a rank other than the config's, layers that the model lacks or that have
     another shape (a wrong base), a model that is injected already, or a kind of adapter that is not plain LoRA.
     """
-    if lora_layers(model):
+    if lora_layers(model) or expert_layers(model):
         raise ValueError("the model is already injected: eject it first")
     refuse_many(model)
-    config, pairs, notes = _read(Path(folder))
+    config, pairs, notes = read_files(Path(folder))
+    experts = take_experts(model, config, pairs)
     settings = _settings(model, config, pairs)
     modules = dict(model.named_modules())
     found = {name: modules[name] for name in pairs}
@@ -133,7 +120,16 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, *, plain: bool = F
     def build() -> dict[str, LoRALinear]:
         return {name: _rebuild(base, pairs[name], settings[name], notes, name) for name, base in found.items()}
 
-    return install(model, found, build)
+    if found:
+        install(model, found, build)
+    if experts:
+        try:
+            install_experts(model, lambda: {modules[n]: LoRAExperts(modules[n], experts[n]) for n in experts})
+        except BaseException:
+            if found:
+                eject(model)
+            raise
+    return model
 
 
 def _rebuild(base: nn.Module, pair: dict[str, Tensor], settings: tuple, notes: Notes, name: str) -> LoRALinear:
@@ -154,68 +150,6 @@ def _rebuild(base: nn.Module, pair: dict[str, Tensor], settings: tuple, notes: N
     return wrapper
 
 
-def _write(folder: str | os.PathLike, adapter: Adapter, config: dict[str, Any], notes: Notes) -> Path:
-    state = state_of(adapter)
-    _refuse_not_finite(state)
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", "lora_lab_config": digest(config)} | notes.metadata()
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
-        save_file(state, Path(beside) / WEIGHTS, metadata=metadata)
-        (Path(beside) / CONFIG).write_text(text, encoding="utf-8")
-        for name in (WEIGHTS, CONFIG):
-            os.replace(Path(beside) / name, folder / name)
-    return folder
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]], Notes]:
-    config = read_config(folder / CONFIG)
-    state, metadata = _read_weights(folder / WEIGHTS)
-    if metadata.get("lora_lab_config") not in (None, digest(config)):
-        raise ValueError(f"{folder}: {CONFIG} and {WEIGHTS} are not of one save: was a save interrupted?")
-    _refuse_not_finite(state)
-    pairs = _pairs(state, bool(config.get("use_dora")))
-    return config, pairs, read_notes(metadata, {name: pair["A"].shape[0] for name, pair in pairs.items()})
-
-
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist (pickled adapter_model.bin files are never read)")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in list(file.keys())}, file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from None
-
-
-def _pairs(state: dict[str, Tensor], dora: bool) -> dict[str, dict[str, Tensor]]:
-    """{"path": {"A": ..., "B": ...}} from PEFT's keys; with DoRA "magnitude" as well."""
-    fields = {key: field for field, key in KEYS.items() if dora or field != "magnitude"}
-    pairs: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in state.items():
-        found = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.({'|'.join(map(re.escape, fields))})", key)
-        if not found:
-            raise ValueError(f"unexpected tensor {key!r}: plain LoRA holds only ...lora_A.weight and ...lora_B.weight")
-        pairs.setdefault(found[1], {})[fields[found[2]]] = tensor
-    if not pairs:
-        raise ValueError("the adapter file holds no tensor")
-    for name, pair in pairs.items():
-        missing = set(fields.values()) - set(pair)
-        if missing:
-            raise ValueError(
-                f"{name} has only {', '.join(KEYS[f].split('.')[0] for f in pair)}: {', '.join(missing)} is missing"
-            )
-    return pairs
-
-
-def _rank_and_alpha(config: dict[str, Any], name: str) -> tuple[int, float]:
-    return (
-        by_pattern(config.get("rank_pattern"), name, config["r"]),
-        by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]),
-    )
-
-
 def _settings(model: nn.Module, config: dict, pairs: dict[str, dict[str, Tensor]]) -> dict[str, tuple]:
     """(rank, alpha, dropout, rslora) of every layer, after checking that file, config and base agree."""
     modules = dict(model.named_modules())
@@ -226,7 +160,7 @@ def _settings(model: nn.Module, config: dict, pairs: dict[str, dict[str, Tensor]
         )
     settings = {}
     for name, pair in pairs.items():
-        rank, alpha = _rank_and_alpha(config, name)
+        rank, alpha = rank_and_alpha(config, name)
         out_features, in_features = weight_shape(modules[name])
         shapes = {"A": (rank, in_features), "B": (out_features, rank), "magnitude": (out_features,)}
         for field, tensor in pair.items():
@@ -237,9 +171,3 @@ def _settings(model: nn.Module, config: dict, pairs: dict[str, dict[str, Tensor]
         settings[name] = (rank, alpha, config.get("lora_dropout") or 0.0, bool(config.get("use_rslora")))
         check_settings(modules[name], *settings[name][:3])
     return settings
-
-
-def _refuse_not_finite(state: dict[str, Tensor]) -> None:
-    for key, tensor in state.items():
-        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():  # NaN is the least and the greatest
-            raise ValueError(f"{key} holds NaN or infinity")

@@ -60,8 +60,12 @@ def inject(
     Raises ValueError or TypeError with the model untouched: already injected, a target that matches nothing or no
     linear layer, a setting outside its limits, a base that an init would have to change and that another module shares.
     """
+    from lora_lab.variants.experts import expert_layers
+
     if lora_layers(model):
         raise ValueError("the model is already injected: eject it first, or two adapters would be nested")
+    if expert_layers(model):
+        raise ValueError("the experts are adapted already: inject comes before inject_experts")
     refuse_many(model)
     found = find_targets(model, targets)
     ranks, alphas, inits = (
@@ -157,11 +161,12 @@ def eject(model: nn.Module) -> nn.Module:
     (quantized after a shift).
     """
     from lora_lab.shift import refuse_lost, unshift_
+    from lora_lab.variants.experts import expert_layers
 
-    layers = lora_layers(model)
-    if not layers:
+    layers, experts = lora_layers(model), expert_layers(model)
+    if not layers and not experts:
         raise ValueError("nothing to eject: the model has no LoRA layer")
-    merged = [name for name, layer in layers.items() if layer.merged]
+    merged = [name for name, layer in (layers | experts).items() if layer.merged]
     if merged:
         raise ValueError(f"{len(merged)} layers are merged ({merged[0]}, ...): unmerge_ first, or take merged(model)")
     refuse_lost(layers)
@@ -171,7 +176,10 @@ def eject(model: nn.Module) -> nn.Module:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Replace each LoRA layer by its base as it is now, merged or not, in place; restore what trained before."""
-    replace_modules(model, {layer: layer.base for layer in lora_layers(model).values()})
+    from lora_lab.variants.experts import expert_layers
+
+    layers = [*lora_layers(model).values(), *expert_layers(model).values()]
+    replace_modules(model, {layer: layer.base for layer in layers})
     # The record stands where `inject` was called, which may be a part of `model`.
     for module in list(model.modules()):
         if _WAS_TRAINABLE in module.__dict__:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lora_lab.base import is_quantized, oriented_weight, refuse_unwritable, restore_, stored
 from lora_lab.inject import lora_layers, unwrap
 from lora_lab.layer import LoRALinear
+from lora_lab.variants.experts import expert_layers, merge_experts_, unmerge_experts_
 
 KEPT = "kept_"  # buffers of a merged layer that hold the exact base, by the names of `stored`
 
@@ -45,6 +46,8 @@ def merge_(model: nn.Module, keep_base: bool = False) -> nn.Module:
     is computed from other tensors (weight or spectral norm: what is written to it would be lost).
     """
     layers = _mergeable(model)
+    if expert_layers(model):
+        merge_experts_(model, keep_base)
     for layer in layers.values():
         if keep_base:
             for name, tensor in stored(layer.base).items():
@@ -72,7 +75,7 @@ def unmerge_(model: nn.Module) -> nn.Module:
                 for name in kept:
                     setattr(layer, KEPT + name, None)
             layer.merged = False
-    return model
+    return unmerge_experts_(model) if expert_layers(model) else model
 
 
 @torch.no_grad()
@@ -92,12 +95,13 @@ def merged(model: nn.Module) -> nn.Module:
         base = memo[id(layer)] = copy.deepcopy(layer.base, memo)
         if not layer.merged and is_quantized(layer.base):
             base.requantize_(merged_weight(layer))
-    return unwrap(copy.deepcopy(model, memo)).requires_grad_(False)
+    new = copy.deepcopy(model, memo)
+    return unwrap(merge_experts_(new) if expert_layers(new) else new).requires_grad_(False)
 
 
 def _layers(model: nn.Module) -> dict[str, LoRALinear]:
     layers = lora_layers(model)
-    if not layers:
+    if not layers and not expert_layers(model):
         raise ValueError(f"{type(model).__name__} has no LoRA layer: inject or load an adapter first")
     return layers
 

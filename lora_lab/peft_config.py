@@ -25,7 +25,6 @@ UNSUPPORTED = (
     "use_bdlora",
     "lora_bias",
     "modules_to_save",
-    "target_parameters",
     "layer_replication",
     "trainable_token_indices",
     "alora_invocation_tokens",

@@ -19,6 +19,7 @@ from lora_lab.checkpoint import resume, save_checkpoint
 from lora_lab.inject import lora_layers
 from lora_lab.layer import LoRALinear
 from lora_lab.modes import evaluating, modes_kept
+from lora_lab.variants.experts import expert_layers
 from lora_lab.variants.lora_plus import parameter_groups
 
 
@@ -185,7 +186,7 @@ def _check_settings(steps, lr, lr_ratio, batch_size, warmup, clip, seed, save_ev
 def _check_data(model: nn.Module, examples: Sequence[dict]) -> None:
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("nothing to train: no parameter of the model requires a gradient (inject first)")
-    if any(layer.merged for layer in lora_layers(model).values()):
+    if any(layer.merged for layer in (lora_layers(model) | expert_layers(model)).values()):
         raise ValueError("the adapters are merged into the base, where they cannot train: unmerge_ first")
     if not len(examples):
         raise ValueError("examples is empty")
@@ -203,7 +204,9 @@ def _adapters(model: nn.Module) -> dict[str, list[float]]:
         # The sum of the entries of B0 A0: the same for the same init, also if a singular vector came out negated.
         return [] if layer.A0 is None else [float(f"{float(layer.B0.sum(0) @ layer.A0.sum(1)):.2e}")]
 
-    return {
+    layers = {
         name: [layer.scale, getattr(layer.dropout, "p", 0.0), *shift(layer)]
         for name, layer in lora_layers(model).items()
     }
+    experts = expert_layers(model).items()
+    return layers | {f"{name}.{t}": [update.scale] for name, layer in experts for t, update in layer.updates.items()}

@@ -24,8 +24,8 @@ from models_for_tests import (
 )
 from torch import nn
 
-from lora_lab import LoRALinear, adapter_file, eject, inject, load_adapter, lora_layers, save_adapter
-from lora_lab.adapter_file import CONFIG, WEIGHTS
+from lora_lab import LoRALinear, adapter_format, eject, inject, load_adapter, lora_layers, save_adapter
+from lora_lab.adapter_format import CONFIG, WEIGHTS
 
 TARGETS = ["q_proj", "down_proj"]
 
@@ -191,7 +191,7 @@ def another() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("place", "name"), [(adapter_file, "save_file"), (pathlib.Path, "write_text"), (os, "replace")], ids=str
+    ("place", "name"), [(adapter_format, "save_file"), (pathlib.Path, "write_text"), (os, "replace")], ids=str
 )
 def test_a_full_disk_leaves_the_old_adapter(place, name, tmp_path, monkeypatch):
     model = saved(tmp_path)

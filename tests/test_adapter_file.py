@@ -24,7 +24,7 @@ from models_for_tests import (
 from torch import nn
 
 from lora_lab import LoRALinear, eject, inject, load_adapter, lora_layers, merge_, peft_config, save_adapter
-from lora_lab.adapter_file import CONFIG, WEIGHTS
+from lora_lab.adapter_format import CONFIG, WEIGHTS
 
 WAYS = {  # settings of inject, beside rank and alpha
     "plain": {},
@@ -158,6 +158,7 @@ def test_every_field_of_pefts_config_is_known():
         "rank_pattern",
         "alpha_pattern",
         "bias",
+        "target_parameters",
     }
     describing = {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
     choosing = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"}
