@@ -38,15 +38,18 @@ class Notes:
         for name, base in found.items():
             if is_quantized(base) and name in self.shifted:
                 raise ValueError(f"{name}: the adapter wants its base quantized after a shift: load the original base")
-            if is_quantized(base) and self.quantize and _settings(base) != self.quantize:
-                raise ValueError(f"{name} is quantized with {_settings(base)}, the adapter wants {self.quantize}")
+            here = _settings(base, by_row=self.quantize.get("block_size", 0) is None)
+            if is_quantized(base) and self.quantize and here != self.quantize:
+                raise ValueError(f"{name} is quantized with {here}, the adapter wants {self.quantize}")
 
 
 def notes_of(layers: Mapping[str, LoRALinear]) -> Notes:
     """The notes of an injected model. Raises ValueError if its layers differ in what one note can say."""
     shifted = {name: layer.alpha for name, layer in layers.items() if layer.A0 is not None}
     trained = {"".join(f for f in "AB" if getattr(layer, f).requires_grad) or "AB" for layer in layers.values()}
-    codes = {json.dumps(_settings(layer.base), sort_keys=True) for layer in layers.values()}
+    bases = [layer.base for layer in layers.values()]
+    by_row = all(is_quantized(base) and base.kind == "int8" and base.block_size == base.in_features for base in bases)
+    codes = {json.dumps(_settings(base, by_row), sort_keys=True) for base in bases}
     for what, values in (("factors that train", trained), ("quantization", codes)):
         if len(values) > 1:
             raise ValueError(f"the layers differ in {what} ({sorted(values)}), which one adapter file cannot say")
@@ -68,8 +71,9 @@ def read_notes(metadata: Mapping[str, str], ranks: Mapping[str, int]) -> Notes:
     return notes
 
 
-def _settings(base: nn.Module) -> dict[str, Any]:
+def _settings(base: nn.Module, by_row: bool) -> dict[str, Any]:
+    """`by_row`: where each row is a block, int8's default and another number in each layer, None stands for it."""
     if not is_quantized(base):
         return {}
-    by_row = base.kind == "int8" and base.block_size == base.in_features  # its default, another number in each layer
-    return {"kind": base.kind, "block_size": None if by_row else base.block_size, "double": base.double}
+    row = by_row and base.block_size == base.in_features
+    return {"kind": base.kind, "block_size": None if row else base.block_size, "double": base.double}

@@ -5,7 +5,8 @@ else in the package asks here, and sees one matrix W (out, in).
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,34 @@ def restore_(base: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put back what `stored` gave, in place."""
     for name, tensor in stored(base).items():
         tensor.copy_(tensors[name])
+
+
+@torch.no_grad()
+def rewrite_(
+    base: nn.Module, write: Callable[[], Any], done: Callable[[bool], None], spare: list[Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Call write(), which changes the weight of `base`, and done(True): both or, with done(False), neither, also when
+    the user interrupts. Returns a copy of what was `stored` before.
+
+    spare: tensors whose memory may be used for that copy. New memory is several times slower than memory that was used
+    before, since the system zeroes it page by page.
+    """
+    copies = {}
+    for name, tensor in stored(base).items():
+        alike = [i for i, other in enumerate(spare or ()) if _alike(other, tensor)]
+        copies[name] = (spare.pop(alike[0]) if alike else torch.empty_like(tensor)).copy_(tensor)
+    try:
+        write()
+        done(True)
+    except BaseException:
+        restore_(base, copies)
+        done(False)
+        raise
+    return copies
+
+
+def _alike(first: Tensor, second: Tensor) -> bool:
+    return all(getattr(first, key) == getattr(second, key) for key in ("shape", "dtype", "device"))
 
 
 def refuse_many(model: nn.Module) -> None:

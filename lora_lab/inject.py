@@ -78,9 +78,7 @@ def inject(
             inits[name] = resolve(inits[name])
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from None
-    if any(isinstance(one, NamedInit) and one.recipe.base == "quantized" for one in inits.values()):
-        quantize = quantize or {"kind": "nf4"}
-        inits = {name: replace(one, options={**quantize, **one.options}) for name, one in inits.items()}
+    inits, quantize = _agree(inits, quantize)
 
     def build() -> dict[str, LoRALinear]:
         wrappers = {}
@@ -132,7 +130,7 @@ def install(model: nn.Module, found: Mapping[str, nn.Module], build: Callable[[]
         refuse_unwritable(model, {name: w.base for name, w in pending.items()})
         model.requires_grad_(False)
         replace_modules(model, {found[name]: wrapper for name, wrapper in wrappers.items()})
-        shift_(pending.values())
+        shift_(pending)
     except BaseException:
         replace_modules(model, {wrapper: found[name] for name, wrapper in wrappers.items()})
         set_trainable(model, was_trainable)
@@ -140,6 +138,17 @@ def install(model: nn.Module, found: Mapping[str, nn.Module], build: Callable[[]
         raise
     model.__dict__[_WAS_TRAINABLE] = was_trainable
     return model
+
+
+def _agree(inits: dict[str, Init], quantize: Mapping[str, Any] | None) -> tuple[dict[str, Init], Any]:
+    """LoftQ fits its factors to the codes that the base will hold: both get the same settings."""
+    loftq = {n: one for n, one in inits.items() if isinstance(one, NamedInit) and one.recipe.base == "quantized"}
+    for name, one in loftq.items():
+        own = {key: value for key, value in one.options.items() if key in ("kind", "block_size", "double")}
+        quantize = {"kind": "nf4", **own} if quantize is None else quantize
+        if any(key not in quantize or quantize[key] != value for key, value in own.items()):
+            raise ValueError(f"{name}: {one.name} has {own}, but the bases are to be quantized with {dict(quantize)}")
+    return inits | {n: replace(one, options={**(quantize or {}), **one.options}) for n, one in loftq.items()}, quantize
 
 
 def _by_path(name: str, value: Any, found: Mapping[str, nn.Module]) -> dict[str, Any]:
@@ -155,12 +164,12 @@ def eject(model: nn.Module) -> nn.Module:
     """Take the adapters out, in place: every base layer returns to its place, the very same object, and every
     parameter trains again that trained before `inject`. A and B are dropped: save them first. Returns the model (for
     a bare `LoRALinear` its base). A base that was quantized by `inject` stays quantized; a shifted one gets back W, to
-    one rounding.
+    the rounding of W - s·B0 A0.
 
     Raises ValueError if nothing is injected, if a layer is merged (its base would not be the base), or if W is gone
     (quantized after a shift).
     """
-    from lora_lab.shift import refuse_lost, unshift_
+    from lora_lab.shift import unshift_
     from lora_lab.variants.experts import expert_layers
 
     layers, experts = lora_layers(model), expert_layers(model)
@@ -169,8 +178,7 @@ def eject(model: nn.Module) -> nn.Module:
     merged = [name for name, layer in (layers | experts).items() if layer.merged]
     if merged:
         raise ValueError(f"{len(merged)} layers are merged ({merged[0]}, ...): unmerge_ first, or take merged(model)")
-    refuse_lost(layers)
-    unshift_(layers.values())
+    unshift_(layers)
     return unwrap(model)
 
 
@@ -188,9 +196,13 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def count(model: nn.Module) -> Count:
-    """Count trainable and all parameters: elements, not tensors, shared ones once (the same numbers as PEFT's)."""
+    """Count trainable and all parameters: elements, not tensors, shared ones once (the same numbers as PEFT's).
+
+    A quantized weight counts as the numbers that it stands for.
+    """
     parameters = list(model.parameters())
     total = sum(p.numel() for p in parameters)
+    total += sum(m.in_features * m.out_features for m in model.modules() if is_quantized(m))
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     return Count(trainable, total, 100 * trainable / total if total else 0.0)
 

@@ -46,7 +46,8 @@ class LoRALinear(nn.Module):
             base are not called then; a quantized base has a product of its own, and is not fused.
 
     A and B are fp32, also beside an fp16 or bf16 base, as in PEFT; fp64 beside an fp64 base. Both are copies of what
-    `init` returns. While `merged` the update is in the base weight, and the adapter path is skipped.
+    `init` returns (PEFT rounds what it draws at random to the base's dtype first, and so do the inits here). While
+    `merged` the update is in the base weight, and the adapter path is skipped.
 
     An init with a shift (PiSSA, ...) wants W - s·B0 A0 as its base. The constructor leaves the base alone: until
     `inject` or `lora_lab.shift` puts the shift into the base, the layer computes W x + s·(BA - B0 A0) x, which is the
@@ -92,7 +93,7 @@ class LoRALinear(nn.Module):
             self.register_buffer(name, None if factor is None else own(factor), persistent=False)
         self.shifted = False  # is the shift in the base?
         self.base = base.requires_grad_(False)
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = nn.Dropout(float(dropout)) if dropout else nn.Identity()
         self.fused, self.merged = fused, False
         # Holds the exact base weight while merged, if the caller asked for it; moves with the module, is never saved.
         self.register_buffer("kept_weight", None, persistent=False)
@@ -137,6 +138,9 @@ class LoRALinear(nn.Module):
     def unfold(self, weight: Tensor, out: Tensor) -> Tensor:
         """The inverse of `fold`, to rounding."""
         return add_low_rank(weight, *self.factors(), -self.scale, out)
+
+    def refuse_unfold(self) -> None:
+        """Raise ValueError where `unfold` would, before anything is written."""
 
     @torch.no_grad()
     def fold_bound(self, largest: Tensor) -> Tensor:

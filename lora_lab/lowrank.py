@@ -143,9 +143,9 @@ def _smallest_block(L: Tensor, wide: Tensor, rank: int) -> Triplets | None:
 
 
 def _lower_gram(wide: Tensor, block: int = 256) -> Tensor:
-    """The lower triangle of W Wᵀ (k, k), with about half of the products."""
+    """The lower triangle of W Wᵀ (k, k), with about half of the products; above it something else."""
     k = wide.shape[0]
-    gram = wide.new_zeros(k, k)
+    gram = wide.new_zeros(k, k)  # not empty: its norm is asked for
     for i in range(0, k, block):
         gram[i:, i : i + block] = wide[i:] @ wide[i : i + block].T
-    return gram.tril_()
+    return gram

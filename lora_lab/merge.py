@@ -7,11 +7,12 @@ Source: Hu et al. 2021 (arXiv:2106.09685), section 4.1, "No Additional Inference
 """
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from lora_lab.base import is_quantized, oriented_weight, refuse_unwritable, restore_, stored
+from lora_lab.base import is_quantized, oriented_weight, refuse_unwritable, restore_, rewrite_, stored
 from lora_lab.inject import lora_layers, unwrap
 from lora_lab.layer import LoRALinear
 from lora_lab.variants.experts import expert_layers, merge_experts_, unmerge_experts_
@@ -48,12 +49,14 @@ def merge_(model: nn.Module, keep_base: bool = False) -> nn.Module:
     layers = _mergeable(model)
     if expert_layers(model):
         merge_experts_(model, keep_base)
+    spare: list[Tensor] = []
     for layer in layers.values():
+        before = _rewrite(layer, layer.fold, True, spare)
         if keep_base:
-            for name, tensor in stored(layer.base).items():
-                layer.register_buffer(KEPT + name, tensor.clone(), persistent=False)
-        _write(layer, layer.fold)
-        layer.merged = True
+            for name, tensor in before.items():
+                layer.register_buffer(KEPT + name, tensor, persistent=False)
+        else:
+            spare += before.values()
     return model
 
 
@@ -63,18 +66,23 @@ def unmerge_(model: nn.Module) -> nn.Module:
 
     Exact after `merge_(model, keep_base=True)`, otherwise to the rounding of the base's dtype (of a quantized base:
     to the distance between its codes).
-    Raises ValueError if the model has no LoRA layer.
+    Raises ValueError, with the model untouched, if it has no LoRA layer, or if W cannot be told from W' (DoRA with a
+    magnitude of zero).
     """
-    for layer in _layers(model).values():
-        if layer.merged:
-            kept = {name: getattr(layer, KEPT + name, None) for name in stored(layer.base)}
-            if None in kept.values():
-                _write(layer, layer.unfold)
-            else:
-                restore_(layer.base, kept)
-                for name in kept:
-                    setattr(layer, KEPT + name, None)
+    layers = [layer for layer in _layers(model).values() if layer.merged]
+    for layer in layers:
+        if not _kept(layer):
+            layer.refuse_unfold()
+    spare: list[Tensor] = []
+    for layer in layers:
+        kept = _kept(layer)
+        if kept:
+            restore_(layer.base, kept)
             layer.merged = False
+            for name in kept:
+                setattr(layer, KEPT + name, None)
+        else:
+            spare += _rewrite(layer, layer.unfold, False, spare).values()
     return unmerge_experts_(model) if expert_layers(model) else model
 
 
@@ -115,12 +123,25 @@ def _mergeable(model: nn.Module, copied: bool = False) -> dict[str, LoRALinear]:
     return layers
 
 
-def _write(layer: LoRALinear, formed) -> None:
-    """Put `formed(W, out=...)` into the base: straight, or by way of a dense matrix if it is quantized."""
-    weight = oriented_weight(layer.base, wide=True)
-    formed(weight, out=weight)
-    if is_quantized(layer.base):
-        layer.base.requantize_(weight)
+def _kept(layer: LoRALinear) -> dict[str, Tensor]:
+    """The exact base, if it was kept."""
+    kept = {name: getattr(layer, KEPT + name, None) for name in stored(layer.base)}
+    return {} if None in kept.values() else kept
+
+
+def _rewrite(layer: LoRALinear, formed: Callable, merged: bool, spare: list[Tensor]) -> dict[str, Tensor]:
+    """Let the base hold `formed(W, out=...)`, in place, and the layer say so. Returns a copy of what it held before."""
+
+    def write() -> None:
+        weight = oriented_weight(layer.base, wide=True)
+        formed(weight, out=weight)
+        if is_quantized(layer.base):
+            layer.base.requantize_(weight)
+
+    def done(so: bool) -> None:
+        layer.merged = merged if so else not merged
+
+    return rewrite_(layer.base, write, done, spare)
 
 
 def _refuse_not_finite(name: str, layer: LoRALinear) -> None:
@@ -128,10 +149,11 @@ def _refuse_not_finite(name: str, layer: LoRALinear) -> None:
     weight = oriented_weight(layer.base)
     low, high = torch.aminmax(weight)
     largest = torch.maximum(-low, high).to(layer.A.dtype)
-    bound, limit = layer.fold_bound(largest), torch.finfo(weight.dtype).max
+    dtype = layer.base.dtype if is_quantized(layer.base) else weight.dtype
+    bound, limit = layer.fold_bound(largest), torch.finfo(dtype).max
     # The bound may be far too high. Where it fails, the sum itself decides.
-    if not bound < limit and not merged_weight(layer).isfinite().all():
+    if not bound < limit and not merged_weight(layer).abs().max() <= limit:
         raise ValueError(
-            f"{name}: W + s·BA is not finite in {weight.dtype}: max|W| = {largest:.3g}, |W + s·BA| <= {bound:.3g}, "
+            f"{name}: W + s·BA is not finite in {dtype}: max|W| = {largest:.3g}, |W + s·BA| <= {bound:.3g}, "
             f"limit {limit:.3g}"
         )

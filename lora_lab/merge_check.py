@@ -1,12 +1,7 @@
 """Is the merged model right? A check that can fail: every weight against the sum it should hold.
 
-For each entry, with W* = W + s·BA computed in fp64 and W' the merged weight:
-
-    |W' - W*| <= u·|W*| + (r + 3)·2⁻²⁴·(|W| + s·|B_i|·|A_j|) + tiny     u = half the spacing of numbers in W's dtype
-
-The first term is the one rounding that no merge can avoid; the second is the product and the sum in fp32 (Higham 2002,
-"Accuracy and Stability of Numerical Algorithms", section 3.1; |B_i|·|A_j| by Cauchy-Schwarz). Into 4 or 8 bits the
-first term is what the codes can miss. Logits have no such bound: their differences are reported, not judged.
+`merge_bound` has the sum and how far from it a right merge may be. Logits have no such bound: they are reported, not
+judged.
 """
 
 import math
@@ -18,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_lab.base import is_linear, is_quantized, oriented_weight
+from lora_lab.base import is_linear, oriented_weight, weight_shape
 from lora_lab.inject import lora_layers
 from lora_lab.layer import LoRALinear
+from lora_lab.merge_bound import exact_expert_merge, exact_merge
 from lora_lab.modes import evaluating
+from lora_lab.variants.experts import expert_layers
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ def validate_merge(before: nn.Module, after: nn.Module, inputs: Mapping[str, Any
     Raises ValueError if there is nothing to compare: `before` has no unmerged LoRA layer, or shares weights with
     `after` (to merge in place is to lose the reference: deep-copy first), or there are no inputs.
     """
-    layers = lora_layers(before)
+    layers = lora_layers(before) | expert_layers(before)
     merged = [name for name, layer in layers.items() if layer.merged]
     if not layers or merged:
         found = f"{len(merged)} merged layers ({merged[0]}, ...)" if merged else "no LoRA layer"
@@ -88,12 +85,16 @@ def validate_merge(before: nn.Module, after: nn.Module, inputs: Mapping[str, Any
     if not batches:
         raise ValueError("inputs is empty: there is nothing to compare the answers on")
     shared = {p.data_ptr() for p in before.parameters()} & {p.data_ptr() for p in after.parameters()}
+    for name, parameter in before.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(f"{name} of the model before holds NaN or infinity: nothing to hold a merge against")
     if after is before or shared - {0}:
         raise ValueError("before and after share weights: the check would compare a model with itself")
-    errors, faults = _weights(layers, after)
+    errors, faults = _weights(before, after)
     faults += _others(before, after, layers)
     numbers = dict.fromkeys(("max_error", "mean_error", "relative_error", "argmax_agreement", "kl"), math.nan)
-    if len(errors) == len(layers):  # with a layer missing or of another shape, the model cannot be asked
+    # With a layer missing or of another shape, the model cannot be asked.
+    if not any(" is missing" in fault or " has the shape " in fault for fault in faults):
         logits = [_logits((before, after), batch) for batch in batches]
         numbers = _compare(*(torch.cat(side) for side in zip(*logits, strict=True)))
         if math.isnan(numbers["max_error"]):
@@ -116,63 +117,68 @@ def _compare(reference: Tensor, given: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def merge_bound(layer: LoRALinear, merged_base: nn.Module) -> Tensor:
-    """The largest |W' - W*| (out, in), fp64, that a right merge of `layer` into `merged_base` can show."""
-    weight = oriented_weight(layer.base, wide=True).double()
-    A, B = (factor.double() for factor in layer.factors())
-    terms = weight.abs() + layer.scale * torch.outer(B.norm(dim=1), A.norm(dim=0))
-    unit = torch.finfo(layer.A.dtype).eps / 2
-    bound = (A.shape[0] + 3) * unit * terms
-    if is_quantized(merged_base):
-        from lora_lab.quantize import error_bound
-
-        return bound + error_bound(merged_base.quantized, torch.float32).double()
-    stored = torch.finfo(oriented_weight(merged_base).dtype)
-    exact = layer.fold(weight, out=torch.empty_like(weight))
-    return bound + (exact.abs() + bound) * stored.eps / 2 + stored.tiny * stored.eps / 2
-
-
-@torch.no_grad()
-def _weights(layers: dict[str, LoRALinear], after: nn.Module) -> tuple[dict[str, LayerError], list[str]]:
+def _weights(before: nn.Module, after: nn.Module) -> tuple[dict[str, LayerError], list[str]]:
+    """Every merged weight, and every merged tensor of experts, against its W*."""
     errors, faults, modules = {}, [], dict(after.named_modules(remove_duplicate=False))
-    for name, layer in layers.items():
-        base = modules.get(name)
-        if isinstance(base, LoRALinear):
-            if not base.merged:
-                faults.append(f"{name} still carries its adapter unmerged")
-            base = base.base
-        if base is None or not is_linear(base):
-            faults.append(f"{name} is missing")
-            continue
-        weight, given = oriented_weight(layer.base, wide=True).double(), oriented_weight(base, wide=True).double()
-        if given.shape != weight.shape:
-            faults.append(f"{name} has the shape {tuple(given.shape)}, not {tuple(weight.shape)}")
-            continue
-        error = (given - layer.fold(weight, out=torch.empty_like(weight))).abs()
-        times = (error / merge_bound(layer, base)).nan_to_num(nan=float("inf")).max().item()
+
+    def compare(name: str, given: Tensor, exact: Tensor, bound: Tensor) -> None:
+        error = (given.double() - exact).abs()
+        times = (error / bound).nan_to_num(nan=math.inf).max().item()
         errors[name] = LayerError(error.max().item(), times)
         if not times <= 1:
             faults.append(f"{name} is off by {error.max().item():.3g}, {times:.3g} times what its dtype allows")
+
+    for name, layer in (lora_layers(before) | expert_layers(before)).items():
+        base = modules.get(name)
+        if isinstance(base, type(layer)):
+            if not base.merged:
+                faults.append(f"{name} still carries its adapter unmerged")
+            base = base.base
+        if base is None or not (is_linear(base) if isinstance(layer, LoRALinear) else type(base) is type(layer.base)):
+            faults.append(f"{name} is missing")
+        elif isinstance(layer, LoRALinear) and weight_shape(base) != weight_shape(layer.base):
+            faults.append(f"{name} has the shape {weight_shape(base)}, not {weight_shape(layer.base)}")
+        elif isinstance(layer, LoRALinear):
+            compare(name, oriented_weight(base, wide=True), *exact_merge(layer, base))
+        else:
+            for tensor, update in layer.updates.items():
+                old, new = getattr(layer.base, tensor), getattr(base, tensor)
+                if old.shape != new.shape:
+                    faults.append(f"{name}.{tensor} has the shape {tuple(new.shape)}, not {tuple(old.shape)}")
+                else:
+                    compare(f"{name}.{tensor}", new, *exact_expert_merge(update, old, new.dtype))
     return errors, faults
 
 
-def _others(before: nn.Module, after: nn.Module, layers: dict[str, LoRALinear]) -> list[str]:
+def _others(before: nn.Module, after: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
     """Everything but the merged weights must be the same to the bit."""
 
     def rest(model: nn.Module) -> dict[str, Tensor]:
         tensors = {}
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            owner, _, leaf = name.rpartition(".")
-            inside = owner.removesuffix(".base") if owner.endswith(".base") or owner == "base" else owner
-            inside = "" if inside == "base" else inside
-            if inside not in layers or leaf == "bias":
-                tensors[f"{inside}.{leaf}"] = tensor
+            path, _, leaf = f".{name}".rpartition(".")
+            path = path.removeprefix(".")
+            layer = path.removesuffix(".base") if path not in layers else path
+            layer = "" if path == "base" and "" in layers else layer
+            if not _is_merged(layers, path, layer, leaf):
+                tensors[f"{layer}.{leaf}"] = tensor
         return tensors
 
     old, new = rest(before), rest(after)
     faults = [f"{name} is in one of the models only" for name in sorted(set(old) ^ set(new))]
-    faults += [f"{n} differs" for n in old if n in new and not torch.equal(old[n].cpu(), new[n].cpu())]
+    both = [name for name in old if name in new]
+    faults += [f"{n} is {new[n].dtype}, not {old[n].dtype}" for n in both if old[n].dtype != new[n].dtype]
+    faults += [f"{n} differs" for n in both if not torch.equal(old[n].cpu(), new[n].cpu())]
     return faults
+
+
+def _is_merged(layers: Mapping[str, nn.Module], path: str, layer: str, leaf: str) -> bool:
+    """Is this tensor a merged weight, or part of an adapter? They are compared elsewhere."""
+    for owner in (path, layer):
+        if owner in layers:
+            updates = getattr(layers[owner], "updates", None)
+            return leaf != "bias" if updates is None else leaf in updates
+    return any(".updates." in f"{path}." and path.startswith(name) for name in layers)
 
 
 @torch.no_grad()

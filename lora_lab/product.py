@@ -1,27 +1,35 @@
-"""W + s·BA without a second matrix of W's size: formed a block of rows at a time, in fp32, and rounded once.
+"""W + s·BA, formed a block of rows at a time, in fp32 or better, and rounded once.
 
-out[i:j] = round(W[i:j] + s · (B[i:j] A))        W, out (out, in); A (rank, in); B (out, rank)
+    out[i:j] = round(W[i:j] + s · (B[i:j] A))        W, out (out, in); A (rank, in); B (out, rank)
+
+On a CPU a block stays in the processor's cache between product and sum; on a GPU it is as large as 64 MB, for few
+launches. A second matrix of W's size is never made.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 1 << 20  # of one block of BA: it stays in the processor's cache between product and sum
+BLOCK = {"cpu": 2**18}  # elements of a block
+LARGE_BLOCK = 2**24
+
+
+def low_rank_blocks(A: Tensor, B: Tensor, scale: float) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of rows of scale·BA in fp32 or better, and the rows that each is. The next overwrites the last."""
+    wide = torch.promote_types(A.dtype, torch.float32)
+    A, B = A.to(wide), B.to(wide)
+    step = min(len(B), max(1, BLOCK.get(A.device.type, LARGE_BLOCK) // A.shape[1]))
+    # Given a place for the result, torch does not round the factors as autocast demands.
+    block = torch.empty(step, A.shape[1], dtype=wide, device=A.device)
+    for start in range(0, len(B), step):
+        rows = slice(start, min(start + step, len(B)))
+        yield rows, torch.mm(B[rows], A, out=block[: rows.stop - start]).mul_(scale)
 
 
 @torch.no_grad()
 def add_low_rank(weight: Tensor, A: Tensor, B: Tensor, scale: float, out: Tensor) -> Tensor:
-    """Write W + scale·BA to `out` (out, in), which may be `weight` itself, in any dtype. Returns `out`.
-
-    A and B: fp32 or better, and the sum is theirs. On a GPU the whole product is one block.
-    """
-    rows, columns = weight.shape
-    step = rows
-    if weight.device.type == "cpu":
-        step = max(1, min(rows, BLOCK_BYTES // (columns * A.element_size())))
-    block = torch.empty(step, columns, dtype=A.dtype, device=A.device)
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        update = torch.mm(B[start:stop], A, out=block[: stop - start]).mul_(scale)
-        torch.add(weight[start:stop], update, out=out[start:stop])
+    """Write W + scale·BA to `out` (out, in), which may be `weight` itself, in any dtype. Returns `out`."""
+    for rows, update in low_rank_blocks(A, B, scale):
+        torch.add(weight[rows], update, out=out[rows])
     return out

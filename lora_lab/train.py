@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from lora_lab.base import is_quantized
 from lora_lab.batches import IGNORE, batch_at, collate, fingerprint
-from lora_lab.checkpoint import resume, save_checkpoint
+from lora_lab.checkpoint import Fixed, resume, save_checkpoint
 from lora_lab.inject import lora_layers
-from lora_lab.layer import LoRALinear
 from lora_lab.modes import evaluating, modes_kept
 from lora_lab.variants.experts import expert_layers
 from lora_lab.variants.lora_plus import parameter_groups
@@ -84,17 +84,19 @@ def train(
     """
     _check_settings(steps, lr, lr_ratio, batch_size, warmup, clip, seed, save_every)
     _check_data(model, examples)
+    # Plain numbers, also where numpy's came in: a checkpoint with others could not be read again.
+    lr, lr_ratio, warmup, weight_decay, clip = map(float, (lr, lr_ratio, warmup, weight_decay, clip))
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups = [{"params": list(parameters.values()), "lr_ratio": 1.0}]
     if lr_ratio != 1:
         groups = parameter_groups(model, lr, lr_ratio, weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
-    settings = {"steps": steps, "lr": lr, "batch_size": batch_size, "warmup": warmup, "weight_decay": weight_decay}
-    settings |= {"clip": clip, "seed": seed, "pad_id": pad_id, "lr_ratio": lr_ratio}
+    settings = {"steps": steps, "batch_size": batch_size, "seed": seed, "pad_id": pad_id}
+    settings |= {"lr": lr, "lr_ratio": lr_ratio, "warmup": warmup, "weight_decay": weight_decay, "clip": clip}
     settings |= {"examples": fingerprint(examples), "adapters": _adapters(model)}
     history = History()
     if checkpoint is not None and Path(checkpoint).exists():
-        history = History(**resume(Path(checkpoint), settings, parameters, optimizer))
+        history = History(**resume(Path(checkpoint), settings, parameters, optimizer, _fixed(model)))
     device = next(iter(parameters.values())).device
     gpus = {p.device for p in model.parameters() if p.device.type == "cuda"}
     silent = not progress or bool(os.environ.get("TQDM_DISABLE"))  # tqdm's notebook bar does not look at it itself
@@ -116,7 +118,7 @@ def train(
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 stop = on_step is not None and bool(on_step(step + 1, history))
                 if checkpoint is not None and (stop or step + 1 == steps or (step + 1) % save_every == 0):
-                    save_checkpoint(Path(checkpoint), settings, parameters, optimizer, history)
+                    save_checkpoint(Path(checkpoint), settings, parameters, optimizer, history, _fixed(model))
                 if stop:
                     break
     finally:
@@ -193,20 +195,26 @@ def _check_data(model: nn.Module, examples: Sequence[dict]) -> None:
     for index, example in enumerate(examples):
         if len(example["input_ids"]) != len(example["labels"]):
             raise ValueError(f"example {index}: {len(example['input_ids'])} input_ids, {len(example['labels'])} labels")
-        if all(label == IGNORE for label in example["labels"]):
+        if all(label == IGNORE for label in example["labels"][1:]):
             raise ValueError(f"example {index}: every label is {IGNORE}, so there is nothing to learn (cut too short?)")
 
 
-def _adapters(model: nn.Module) -> dict[str, list[float]]:
-    """What a checkpoint's A and B mean: scale and dropout of every LoRA layer, and where its shift has put the base."""
+def _adapters(model: nn.Module) -> dict[str, list]:
+    """What a checkpoint's A and B mean: scale and dropout of every LoRA layer, and the codes of its base."""
 
-    def shift(layer: LoRALinear) -> list[float]:
-        # The sum of the entries of B0 A0: the same for the same init, also if a singular vector came out negated.
-        return [] if layer.A0 is None else [float(f"{float(layer.B0.sum(0) @ layer.A0.sum(1)):.2e}")]
+    def codes(base: nn.Module) -> list:
+        return [base.kind, base.block_size, base.double] if is_quantized(base) else []
 
     layers = {
-        name: [layer.scale, getattr(layer.dropout, "p", 0.0), *shift(layer)]
+        name: [layer.scale, float(getattr(layer.dropout, "p", 0.0)), *codes(layer.base)]
         for name, layer in lora_layers(model).items()
     }
     experts = expert_layers(model).items()
     return layers | {f"{name}.{t}": [update.scale] for name, layer in experts for t, update in layer.updates.items()}
+
+
+def _fixed(model: nn.Module) -> Fixed:
+    """What does not train, and without which A and B mean something else: frozen factors, and shifts of the base."""
+    layers = lora_layers(model).items()
+    frozen = {f"{n}.{f}": getattr(m, f).detach() for n, m in layers for f in "AB" if not getattr(m, f).requires_grad}
+    return Fixed(frozen, {name: (m.A0, m.B0) for name, m in layers if m.A0 is not None})

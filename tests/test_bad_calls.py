@@ -320,6 +320,11 @@ DATA = {
     "iterations": (lambda w: loftq_factors(W, 2, 2.0, iterations=0), "got 0"),
     "prepare what needs nothing": (lambda w: prepare("pissa", w.plain, ["q_proj"], [IDS], 4, 10), "needs no data"),
     "prepare an unknown option": (lambda w: prepare("corda", w.plain, ["q_proj"], [IDS], 4, 10, mode=1), "'mode'"),
+    "prepare the statistic": (
+        lambda w: prepare("corda", w.plain, ["q_proj"], [IDS], 4, 10, covariance=torch.eye(32)),
+        "'covariance'",
+    ),
+    "prepare codes": (lambda w: prepare("lora_ga", w.quantized, ["q_proj"], [IDS], 4, 10), "quantized"),
     "prepare a rank": (lambda w: prepare("corda", w.plain, ["q_proj"], [IDS], 99, 10), "= 32, got 99"),
     "prepare 2·rank": (lambda w: prepare("lora_ga", w.plain, ["k_proj"], [IDS], 9, 10), "= 16, got 18"),
     "no batch": (lambda w: input_covariances(w.plain, ["q_proj"], []), "batches is empty"),
@@ -335,6 +340,10 @@ TRAIN = {
     "merged": (lambda w: train(w.merged, EXAMPLES, steps=1, lr=0.1), "merged into the base"),
     "no example": (lambda w: train(w.adapted, [], steps=1, lr=0.1), "examples is empty"),
     "no label": (lambda w: train(w.adapted, [{"input_ids": [1], "labels": [-100]}], steps=1, lr=0.1), "every label"),
+    "a first label alone": (
+        lambda w: train(w.adapted, [{"input_ids": [5, 6], "labels": [5, -100]}], steps=1, lr=0.1),
+        "every label",
+    ),
     "lengths": (lambda w: train(w.adapted, [{"input_ids": [1, 2], "labels": [1]}], steps=1, lr=0.1), "2 input_ids"),
     "steps": (lambda w: train(w.adapted, EXAMPLES, steps=0, lr=0.1), "got 0"),
     "rate": (lambda w: train(w.adapted, EXAMPLES, steps=1, lr=-1), "lr .* got -1"),

@@ -24,6 +24,7 @@ from transformers import LlamaForCausalLM
 
 from lora_lab import LoRALinear, eject, inject, lora_layers, merge_, merged, merged_weight, unmerge_
 from lora_lab.base import oriented_weight
+from lora_lab.variants import DoRALinear
 
 OUT, IN = 20, 12
 
@@ -294,3 +295,60 @@ def test_the_kept_weight_moves_with_the_model():
     expected = llama().double().state_dict()
     state = eject(unmerge_(model)).state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
+class Stopping:
+    """A `fold` or `unfold` that writes, and then is interrupted in its n-th call."""
+
+    def __init__(self, real, at: int):
+        self.real, self.at, self.calls = real, at, 0
+
+    def __call__(self, layer, weight, out):
+        self.calls += 1
+        self.real(layer, weight, out)
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+        return out
+
+
+@pytest.mark.parametrize("keep_base", [False, True])
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_interrupted_the_layers_say_what_their_bases_hold(quantize, keep_base, monkeypatch):
+    """Ctrl-C in the middle of a layer: that layer is as before, and unmerging and merging go on from there."""
+    model = fill(inject(llama(), "all-linear", RANK, ALPHA, quantize=quantize))
+    expected = logits(model)
+    stop = Stopping(LoRALinear.fold, 5)
+    monkeypatch.setattr(LoRALinear, "fold", lambda self, weight, out: stop(self, weight, out))
+    with pytest.raises(KeyboardInterrupt):
+        merge_(model, keep_base)
+    monkeypatch.undo()
+    assert sum(layer.merged for layer in lora_layers(model).values()) == 4
+    if quantize is None:
+        torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+    if keep_base or quantize is None:
+        torch.testing.assert_close(logits(unmerge_(model)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_factors_in_half_precision_are_widened_before_they_are_multiplied():
+    model = model_of().to(torch.bfloat16)
+    for layer in lora_layers(model).values():
+        exact = layer.base.weight.double() + layer.scale * layer.B.double() @ layer.A.double()
+        assert ((merged_weight(layer).double() - exact).abs() <= 0.51 * ulp(exact, torch.bfloat16) + 1e-5).all()
+
+
+def test_codes_of_a_dtype_that_cannot_hold_the_sum_are_left_alone():
+    model = fill(inject(llama(torch.float16), "all-linear", RANK, ALPHA, quantize="nf4"))
+    with torch.no_grad():
+        layer = model.model.layers[1].mlp.down_proj
+        layer.A.fill_(100.0)
+        layer.B.fill_(100.0)
+    with unchanged(model), pytest.raises(ValueError, match=r"down_proj: .* not finite in torch\.float16"):
+        merge_(model)
+
+
+def test_a_magnitude_of_zero_is_found_before_anything_is_unmerged():
+    model = inject(llama(), ["q_proj", "down_proj"], RANK, ALPHA, layer=DoRALinear)
+    model.model.layers[1].mlp.down_proj.magnitude.data[3] = 0
+    merge_(fill(model))
+    with unchanged(model), pytest.raises(ValueError, match="magnitude is 0 in 1 rows"):
+        unmerge_(model)

@@ -4,12 +4,16 @@ import copy
 
 import pytest
 import torch
-from models_for_tests import ALPHA, DTYPES, LANGUAGE_MODELS, RANK, fill, linear, llama, token_ids, unchanged
+from experts_for_tests import DOWN, MIXTURES, UP, fill_experts
+from models_for_tests import ALPHA, DTYPES, LANGUAGE_MODELS, RANK, fill, linear, token_ids, unchanged
 from torch import Tensor, nn
 
 from lora_lab import LoRALinear, inject, lora_layers, merge_, merged, unmerge_
 from lora_lab.base import is_conv1d, oriented_weight
-from lora_lab.merge_check import merge_bound, validate_merge
+from lora_lab.merge_bound import exact_merge
+from lora_lab.merge_check import validate_merge
+from lora_lab.variants import DoRALinear
+from lora_lab.variants.experts import expert_layers, inject_experts
 
 INPUTS = {"input_ids": token_ids()}
 
@@ -198,8 +202,9 @@ def test_the_bound_holds_at_any_scale(dtype, rank, conv1d):
         after = merged(layer)
         assert is_conv1d(after) == conv1d
         W = oriented_weight(base).double()
-        exact = W + layer.scale * layer.B.double() @ layer.A.double()
-        assert ((oriented_weight(after).double() - exact).abs() <= merge_bound(layer, after)).all()
+        exact, bound = exact_merge(layer, after)
+        torch.testing.assert_close(exact, W + layer.scale * layer.B.double() @ layer.A.double())
+        assert ((oriented_weight(after).double() - exact).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -222,4 +227,59 @@ def test_fp64_llama_is_checked_in_fp64():
     after = merged(before)
     after.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1e-12
     assert not validate_merge(before, after, INPUTS).passed
-    assert llama().dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("larger", [1, 30, 1000])
+def test_dora_is_held_against_its_own_formula(larger, dtype):
+    before = adapted(dtype, layer=DoRALinear)
+    for layer in lora_layers(before).values():
+        layer.magnitude.data.mul_(larger)
+    assert validate_merge(before, merged(before), INPUTS).passed
+    twin = fill(inject(LANGUAGE_MODELS["llama"](dtype), "all-linear", RANK, ALPHA))  # merged as if it were plain LoRA
+    assert not validate_merge(before, merged(twin), INPUTS).passed
+
+
+def half_the_scale(self, weight: Tensor, out: Tensor) -> Tensor:
+    return out.copy_(weight + self.delta_weight() / 2)
+
+
+def plain_lora(self, weight: Tensor, out: Tensor) -> Tensor:
+    return LoRALinear.fold(self, weight, out)
+
+
+@pytest.mark.parametrize(("cls", "wrong"), [(LoRALinear, half_the_scale), (DoRALinear, plain_lora)], ids=str)
+def test_the_reference_does_not_come_from_what_merges(cls, wrong, monkeypatch):
+    """A fault in the formula itself is found: the check computes W* by itself."""
+    before = adapted(layer=cls)
+    for layer in lora_layers(before).values():
+        if cls is DoRALinear:
+            layer.magnitude.data.mul_(3)
+    monkeypatch.setattr(cls, "fold", wrong)
+    assert len(validate_merge(before, merged(before), INPUTS).faults) == len(lora_layers(before))
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_experts_are_checked_too(name):
+    before = fill_experts(inject_experts(MIXTURES[name](), [UP, DOWN], RANK, ALPHA))
+    after = merged(before)
+    assert validate_merge(before, after, INPUTS).passed
+    assert len(validate_merge(before, after, INPUTS).layers) == 4
+    with torch.no_grad():
+        change(next(iter(after.get_submodule(next(iter(expert_layers(before)))).parameters())))
+    assert not validate_merge(before, after, INPUTS).passed
+
+
+def test_a_parameter_in_another_dtype_is_found():
+    before = adapted()
+    after = merged(before)
+    after.model.norm.to(torch.bfloat16)
+    assert any("is torch.bfloat16, not torch.float32" in f for f in validate_merge(before, after, INPUTS).faults)
+
+
+def test_a_reference_that_is_not_finite_is_refused():
+    before = adapted()
+    after = merged(before)
+    before.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(ValueError, match=r"norm\.weight of the model before"):
+        validate_merge(before, after, INPUTS)

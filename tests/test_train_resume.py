@@ -1,9 +1,24 @@
 """A run that was stopped or killed and resumed gives the numbers of one that never stopped, to the bit."""
 
+import numpy as np
 import pytest
 import torch
-from models_for_tests import ALPHA, RANK, TRAIN_EXAMPLES, TRAIN_STEPS, assert_same, run, small, unchanged
+from models_for_tests import (
+    ALPHA,
+    RANK,
+    TRAIN_EXAMPLES,
+    TRAIN_STEPS,
+    assert_same,
+    llama,
+    run,
+    seeded,
+    small,
+    unchanged,
+)
 from torch import nn
+
+from lora_lab import inject, lora_layers
+from lora_lab.init import Start
 
 
 @pytest.mark.parametrize("stop", [1, 5, TRAIN_STEPS - 1, TRAIN_STEPS])
@@ -113,3 +128,65 @@ def test_another_file_of_torch_is_refused(other, tmp_path):
     torch.save(other, file)
     with unchanged(model), pytest.raises(ValueError, match="no readable checkpoint"):
         run(model, checkpoint=file)
+
+
+def frozen_a(seed: int) -> nn.Module:
+    """Only B trains, beside a random A."""
+
+    def start(weight, rank, scale):
+        generator = torch.Generator().manual_seed(seed)
+        return Start(
+            torch.randn(rank, weight.shape[1], generator=generator), torch.zeros(len(weight), rank), trains="B"
+        )
+
+    return inject(llama(layers=1), ["q_proj", "up_proj"], RANK, ALPHA, init=start)
+
+
+def test_a_frozen_factor_is_part_of_the_run(tmp_path):
+    """Resumed beside another A, the B of the checkpoint would mean something else: A comes back with it."""
+    whole, model = frozen_a(1), frozen_a(1)
+    expected = run(whole)
+    run(model, checkpoint=tmp_path / "run", on_step=lambda done, _: done == 5)
+    other = frozen_a(2)
+    assert run(other, checkpoint=tmp_path / "run") == expected
+    assert all(torch.equal(layer.A, lora_layers(whole)[n].A) for n, layer in lora_layers(other).items())
+    with unchanged(small()), pytest.raises(ValueError, match="other .*adapters"):
+        run(small(), checkpoint=tmp_path / "run")
+
+
+def test_another_base_is_another_run(tmp_path):
+    targets = ["q_proj", "up_proj"]
+
+    def start(init=True, **more) -> nn.Module:
+        return seeded(lambda: inject(llama(layers=1), targets, RANK, ALPHA, init=init, **more), torch.float32)
+
+    for name, build, others in (
+        ("codes", lambda: start(quantize="nf4"), [start(), start(quantize="int8")]),
+        ("shift", lambda: start("pissa"), [start(), start("olora")]),
+    ):
+        path = tmp_path / name
+        expected = run(build())
+        run(build(), checkpoint=path, on_step=lambda done, _: done == 5)
+        assert run(build(), checkpoint=path) == expected
+        for other in others:
+            with unchanged(other), pytest.raises(ValueError, match="belongs to a run with other"):
+                run(other, checkpoint=path)
+
+
+def test_a_shift_that_came_out_negated_is_the_same_shift(tmp_path):
+    def start(sign: float) -> nn.Module:
+        model = seeded(lambda: inject(llama(layers=1), ["q_proj"], RANK, ALPHA, init="pissa"), torch.float32)
+        for layer in lora_layers(model).values():
+            layer.A0.mul_(sign)
+            layer.B0.mul_(sign)
+        return model
+
+    run(start(1), checkpoint=tmp_path / "run", on_step=lambda done, _: done == 5)
+    assert run(start(-1), checkpoint=tmp_path / "run").steps[-1] == TRAIN_STEPS
+
+
+def test_numbers_of_numpy_make_a_checkpoint_that_can_be_read(tmp_path):
+    settings = {"lr": np.float64(0.02), "clip": np.float64(1.0), "weight_decay": np.float64(0.1)}
+    model = seeded(lambda: inject(llama(layers=1), ["q_proj"], RANK, ALPHA, np.float64(0.1)), torch.float32)
+    run(model, checkpoint=tmp_path / "run", on_step=lambda done, _: done == 5, **settings)
+    assert run(model, checkpoint=tmp_path / "run", **settings).steps[-1] == TRAIN_STEPS

@@ -40,7 +40,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     ),
     "Training": ("train", "batches", "checkpoint", "modes", "variants.lora_plus"),
     "Variants and quantization": ("variants.dora", "variants.experts", "quantize", "quantized_linear"),
-    "Merging, files, several adapters": ("merge", "merge_check", "adapter_file", "adapter_format", "peft_config", "combine", "many"),
+    "Merging, files, several adapters": ("merge", "merge_check", "merge_bound", "adapter_file", "adapter_format", "peft_config", "combine", "many"),
     "Looking at matrices": ("spectrum", "subspace_training"),
     "What it costs": ("budget",),
     "Models and tasks": ("models", "tasks"),

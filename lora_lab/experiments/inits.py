@@ -5,11 +5,13 @@ plain      for each init: the rate is chosen on the validation split with one se
            before and after (what was forgotten), peak bytes of the statistic of a data-driven init.
 quantized  the same on an NF4 base; also how far base + s·BA is from W at the start, ‖W - (base + s·BA)‖ / ‖W‖, and the
            loss on stories before any training (what quantization cost).
-Runs are short on purpose: an init is about the beginning.
+Runs are short on purpose: an init is about the beginning. The file is written after every init, and a call that finds
+one of the same settings goes on from there.
 """
 
 import argparse
 import copy
+import json
 import random
 from pathlib import Path
 
@@ -122,10 +124,17 @@ def main() -> None:
         **circumstances(),
         "settings": {**settings, "seeds": args.seeds},
         "base": {"stories_loss": round(mean_loss(base, held_out), 4)},
-        "plain": {name: measure_init(base, data, held_out, name, args.seeds, None) for name in PLAIN},
-        "nf4": {name: measure_init(base, data, held_out, name, args.seeds, "nf4") for name in QUANTIZED},
+        "plain": {},
+        "nf4": {},
     }
-    write_json(args.out, result)
+    found = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
+    if all(found.get(key) == result[key] for key in ("settings", "base", "versions", "hardware")):
+        result |= {key: found[key] for key in ("plain", "nf4")}  # go on where an earlier call was stopped
+    for part, names, quantize in (("plain", PLAIN, None), ("nf4", QUANTIZED, "nf4")):
+        for name in names:
+            if name not in result[part]:
+                result[part][name] = measure_init(base, data, held_out, name, args.seeds, quantize)
+                write_json(args.out, result)
 
 
 if __name__ == "__main__":

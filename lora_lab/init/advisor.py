@@ -18,6 +18,7 @@ from lora_lab.base import weight_shape
 from lora_lab.init.costs import Cost, Shapes, setup_cost
 from lora_lab.init.evidence import Reason, measured, published
 from lora_lab.init.table import INITS
+from lora_lab.inject import count
 from lora_lab.targets import find_targets
 
 KINDS = ("linear", "embedding", "convolution", "experts")
@@ -81,7 +82,7 @@ def advise(
     """
     if isinstance(model, nn.Module):
         shapes = {path: weight_shape(layer) for path, layer in find_targets(model, targets).items()}
-        parameters = sum(p.numel() for p in model.parameters())
+        parameters = count(model).total
     elif isinstance(model, Mapping):
         shapes, parameters = dict(model), None
     else:

@@ -67,8 +67,8 @@ def setup_cost(name: str, shapes: Shapes, rank: int, parameters: int | None = No
     draws = sum((out + in_) * rank for out, in_ in sizes)
     top = sum(top_flops(out, in_, rank) for out, in_ in sizes)
     largest = max(out * in_ for out, in_ in sizes) * FP32
-    widest = sorted(in_ for _, in_ in sizes)[len(sizes) // 2]
-    tokens = {"corda": 128 * widest, "eva": max(2 * rank, 4096), "lora_ga": 4096}.get(name, 0)
+    median = sorted(in_ for _, in_ in sizes)[len(sizes) // 2]
+    tokens = {"corda": 128 * median, "eva": max(2 * rank, 4096), "lora_ga": 4096}.get(name, 0)
     if name in ("default", "random", "gaussian", "orthogonal"):
         return Cost(draws, 0, 0)
     if name in ("pissa", "loftq"):

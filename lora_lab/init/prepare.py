@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from lora_lab.base import weight_shape
 from lora_lab.init.check import check_rank
 from lora_lab.init.collect import Collected, Targets, layers_of
 from lora_lab.init.eva import eva_alphas, eva_ranks
@@ -68,10 +69,10 @@ def prepare(
         try:
             check_settings(layer, rank, alpha, dropout=0.0)
             if name == "lora_ga":
-                check_rank(2 * rank, min(layer.weight.shape), "2·rank")
+                check_rank(2 * rank, min(weight_shape(layer)), "2·rank")
         except (TypeError, ValueError) as error:
             raise type(error)(f"{path}: {error}") from None
-    collecting, making = _split(options, collect, INITS[name].factors)
+    collecting, making = _split(options, argument, collect, INITS[name].factors)
     if name == "eva":
         collecting["rank"] = rank
     found = collect(model, layers, batches, **collecting)
@@ -85,10 +86,11 @@ def prepare(
     return Prepared(arguments, found)
 
 
-def _split(options: dict[str, Any], *functions: Callable) -> list[dict[str, Any]]:
+def _split(options: dict[str, Any], argument: str, *functions: Callable) -> list[dict[str, Any]]:
     """The options that each function has by name. Raises TypeError for one that none has."""
-    known = [set(inspect.signature(function).parameters) - {"model", "targets", "batches"} for function in functions]
+    given = {"model", "targets", "batches", "weight", "rank", "scale", argument}  # by `prepare` and `inject` themselves
+    known = [set(inspect.signature(function).parameters) - given for function in functions]
     for option in options:
         if not any(option in names for names in known):
-            raise TypeError(f"unknown option {option!r}: one of {', '.join(sorted(set.union(*known) - {'rank'}))}")
+            raise TypeError(f"unknown option {option!r}: one of {', '.join(sorted(set.union(*known)))}")
     return [{key: value for key, value in options.items() if key in names} for names in known]

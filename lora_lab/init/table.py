@@ -76,7 +76,8 @@ class NamedInit:
         A, B, *shift = self.recipe.factors(weight, rank, scale, **self.options)
         if self.recipe.base == "residual":
             shift = A, B
-        return Start(A, B, tuple(shift) or None, self.recipe.trains)
+        # LoftQ's first iterate has a shift of zeros, which is none.
+        return Start(A, B, tuple(shift) if any(factor.any() for factor in shift) else None, self.recipe.trains)
 
 
 def named(name: str, **options: Any) -> NamedInit:

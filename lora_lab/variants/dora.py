@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from lora_lab.base import is_quantized, oriented_weight, weight_shape
 from lora_lab.init import Init, NamedInit, Start, resolve
 from lora_lab.layer import LoRALinear
+from lora_lab.product import low_rank_blocks
 
 
 class DoRALinear(LoRALinear):
@@ -103,15 +104,20 @@ class DoRALinear(LoRALinear):
 
         Raises ValueError if nothing was folded, or if some m is 0 where n is not: the direction of that row is gone.
         """
+        self.refuse_unfold()
+        for rows, update in self._updates():
+            ratio = self._ratio(self.folded_norms, rows)[:, None]
+            out[rows] = weight[rows] / ratio.masked_fill(ratio == 0, 1) - update
+        return out
+
+    @torch.no_grad()
+    def refuse_unfold(self) -> None:
+        """Raise what `unfold` raises."""
         if self.folded_norms is None:
             raise ValueError("nothing was folded: the lengths n of the rows before that are not known")
         gone = (self.magnitude == 0) & (self.folded_norms > 0)
         if gone.any():
             raise ValueError(f"magnitude is 0 in {int(gone.sum())} rows (first: {int(gone.nonzero()[0])}): W is gone")
-        for rows, update in self._updates():
-            ratio = self._ratio(self.folded_norms, rows)[:, None]
-            out[rows] = weight[rows] / ratio.masked_fill(ratio == 0, 1) - update
-        return out
 
     @torch.no_grad()
     def fold_bound(self, largest: Tensor) -> Tensor:
@@ -126,14 +132,8 @@ class DoRALinear(LoRALinear):
         return self.magnitude[rows] / norms[rows].masked_fill(norms[rows] == 0, 1)
 
     def _updates(self) -> Iterator[tuple[slice, Tensor]]:
-        """s·BA in blocks of rows: so small that they stay in the cache, or on a GPU large, for few launches."""
-        A, B = self.factors()
-        step = max(1, (2**18 if A.device.type == "cpu" else 2**24) // A.shape[1])
-        for start in range(0, len(B), step):
-            rows = slice(start, start + step)
-            # Given a place for the result, torch does not round the factors as autocast demands.
-            block = torch.empty(len(B[rows]), A.shape[1], dtype=A.dtype, device=A.device)
-            yield rows, torch.mm(B[rows], A, out=block).mul_(self.scale)
+        """s·BA in blocks of rows."""
+        return low_rank_blocks(*self.factors(), self.scale)
 
     def _without_bias(self, x: Tensor) -> Tensor:
         """W x."""
