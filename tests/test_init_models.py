@@ -305,10 +305,8 @@ def test_merged_layers_are_neither_shifted_nor_back():
 
 
 def error_of(model: nn.Module, original: nn.Module) -> float:
-    off = [
-        original.get_submodule(n).weight - m.base.dequantized() - m.delta_weight()
-        for n, m in lora_layers(model).items()
-    ]
+    layers = lora_layers(model).items()
+    off = [original.get_submodule(n).weight - m.base.dequantized() - m.delta_weight() for n, m in layers]
     return sum(x.square().sum().item() for x in off) ** 0.5
 
 
@@ -325,7 +323,7 @@ def test_loftq_and_the_codes_have_the_same_settings():
     mixed = lora_layers(inject(llama(), names, RANK, ALPHA, init=by_path))
     assert all(is_quantized(layer.base) and layer.base.kind == "nf4" for layer in mixed.values())
     model = llama()
-    with unchanged(model), pytest.raises(ValueError, match="loftq has .*'int8'.* quantized with .*'nf4'"):
+    with unchanged(model), pytest.raises(ValueError, match=r"loftq has .*'int8'.* quantized with .*'nf4'"):
         inject(model, names, RANK, ALPHA, init=named("loftq", kind="int8"), quantize="nf4")
 
 

@@ -135,9 +135,8 @@ def frozen_a(seed: int) -> nn.Module:
 
     def start(weight, rank, scale):
         generator = torch.Generator().manual_seed(seed)
-        return Start(
-            torch.randn(rank, weight.shape[1], generator=generator), torch.zeros(len(weight), rank), trains="B"
-        )
+        A = torch.randn(rank, weight.shape[1], generator=generator)
+        return Start(A, torch.zeros(len(weight), rank), trains="B")
 
     return inject(llama(layers=1), ["q_proj", "up_proj"], RANK, ALPHA, init=start)
 
@@ -150,7 +149,7 @@ def test_a_frozen_factor_is_part_of_the_run(tmp_path):
     other = frozen_a(2)
     assert run(other, checkpoint=tmp_path / "run") == expected
     assert all(torch.equal(layer.A, lora_layers(whole)[n].A) for n, layer in lora_layers(other).items())
-    with unchanged(small()), pytest.raises(ValueError, match="other .*adapters"):
+    with unchanged(small()), pytest.raises(ValueError, match=r"other .*adapters"):
         run(small(), checkpoint=tmp_path / "run")
 
 
