@@ -92,8 +92,9 @@ class _Fused(torch.autograd.Function):
 def _forward(x, dropped, W, bias, A, B, scale, keep_h):
     """y, and h if backward wants it."""
     elements = len(x) * (len(W) if keep_h else sum(W.shape))  # without backward, h serves the update alone
-    # W' no larger than two arrays of tokens, which PEFT makes here: it is never paid for in memory.
-    fold = dropped is None and W.shape[1] <= 2 * len(x) and W.dtype == A.dtype and folding_pays(W, elements)
+    fold = dropped is None and W.dtype == A.dtype and folding_pays(W, elements)
+    # W' is no larger than the two arrays more that PEFT has here: it is never paid for in memory.
+    fold = fold and W.shape[1] <= 2 * len(x)
     y = linear(x, torch.addmm(W, B, A, alpha=scale) if fold else W, bias)
     if fold and not keep_h:
         return y, None

@@ -173,3 +173,42 @@ def test_the_result_may_be_changed_in_place(shape):
     layer, x = layer_of(48, 16, 4), input_of(*shape).requires_grad_()
     ours = results(layer, lambda layer, x: fused(layer, x).mul_(2), x)
     assert_same(ours, results(layer, lambda layer, x: layer(x) * 2, x))
+
+
+GOOD = {
+    "x": torch.ones(3, 5),
+    "W": torch.ones(7, 5),
+    "bias": torch.ones(7),
+    "A": torch.ones(2, 5),
+    "B": torch.ones(7, 2),
+    "scale": 1.5,
+    "dropped": torch.ones(3, 5),
+}
+REFUSED = {
+    "x of another width": ({"x": torch.ones(3, 7)}, r"x must be \(\.\.\., in\) with in = 5, got \(3, 7\)"),
+    "x a number": ({"x": torch.tensor(1.0)}, r"got \(\)"),
+    "x a list": ({"x": [[1.0] * 5]}, "x must be a floating-point tensor, got list"),
+    "x of integers": ({"x": torch.ones(3, 5, dtype=torch.int64)}, "x must be a floating-point tensor, got torch.int64"),
+    "x in fp64": ({"x": torch.ones(3, 5, dtype=FP64)}, "must agree in dtype.*float64"),
+    "W a vector": ({"W": torch.ones(5)}, r"must fit.*'W': \(5,\)"),
+    "W transposed": ({"W": torch.ones(5, 7)}, r"must fit.*'W': \(5, 7\)"),
+    "W of codes": ({"W": torch.ones(7, 5, dtype=torch.uint8)}, "W must be a floating-point tensor, got torch.uint8"),
+    "W trained": ({"W": torch.ones(7, 5, requires_grad=True)}, "W and bias are frozen"),
+    "bias trained": ({"bias": torch.ones(7, requires_grad=True)}, "W and bias are frozen"),
+    "bias too short": ({"bias": torch.ones(1)}, r"bias must be \(out,\) = \(7,\), got \(1,\)"),
+    "A transposed": ({"A": torch.ones(5, 2)}, r"must fit.*'A': \(5, 2\)"),
+    "B transposed": ({"B": torch.ones(2, 7)}, r"must fit.*'B': \(2, 7\)"),
+    "ranks differ": ({"A": torch.ones(3, 5)}, r"must fit.*'A': \(3, 5\)"),
+    "rank 0": ({"A": torch.ones(0, 5), "B": torch.ones(7, 0)}, r"must fit.*'A': \(0, 5\)"),
+    "A and B of two dtypes": ({"A": torch.ones(2, 5, dtype=BF16)}, "must agree in dtype.*bfloat16"),
+    "scale missing": ({"scale": None}, "scale must be a finite number, got None"),
+    "scale NaN": ({"scale": float("nan")}, "scale must be a finite number, got nan"),
+    "dropped of another shape": ({"dropped": torch.ones(2, 5)}, r"dropped must have x's shape \(3, 5\), got \(2, 5\)"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_does_not_fit_is_refused(change, words):
+    assert lora_linear(**GOOD).shape == (3, 7)
+    with pytest.raises((TypeError, ValueError), match=words):
+        lora_linear(**(GOOD | change))
