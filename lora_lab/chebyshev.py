@@ -44,7 +44,7 @@ def leading_block(
     The first `rank` triplets are final, the others approximate.
     apply, adjoint: X (columns, b) -> W X and Y (rows, b) -> Wᵀ Y.   like: a tensor of the dtype and device to work in.
     tolerance: of the bound on the angle, in radians; None: 250 roundings. The angle itself is about ten times smaller.
-    negligible: directions whose size is at most this share of the largest may be any.
+    negligible: directions whose size is at most this share of the largest may be any, and residuals need be no smaller.
     start: a guess of V (columns, width). Without one the same numbers every time, from a generator of its own.
     Returns None if it does not converge, as where s hardly falls behind s_rank: take the full SVD then.
     """
@@ -63,7 +63,7 @@ def leading_block(
         U, s, V, _ = block
         sizes, residuals = _measured(block)
         wanted = sum(size > negligible for size in sizes[:rank])
-        angles = angle_bounds(sizes, residuals[:wanted], eps, due=expected <= tolerance)
+        angles = angle_bounds(sizes, residuals[:wanted], eps, negligible, due=expected <= tolerance)
         if max(angles, default=0.0) <= tolerance:
             return U, s, V
         # Leave out what has converged beyond need: the filter then serves the rest, and need not magnify so much.
@@ -97,7 +97,9 @@ def _measured(block: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[list[float]
     return (s / largest).tolist(), ((image - V @ (V.T @ image)) / largest).norm(dim=0).tolist()
 
 
-def angle_bounds(sizes: list[float], residuals: list[float], rounding: float, due: bool) -> list[float]:
+def angle_bounds(
+    sizes: list[float], residuals: list[float], eps: float, negligible: float = 0.0, due: bool = False
+) -> list[float]:
     """A bound on how far each wanted direction may be from the true ones, in radians; all 0 where rounding is reached.
 
     That is where small residuals stay although convergence is `due`, and where there is no gap behind the wanted.
@@ -105,10 +107,10 @@ def angle_bounds(sizes: list[float], residuals: list[float], rounding: float, du
     if not residuals:
         return []
     smallest, next_ = sizes[len(residuals) - 1], sizes[len(residuals)]
-    noise = 32 * rounding * smallest
+    noise = max(32 * eps * smallest, negligible)
     if max(residuals) <= noise and (due or smallest - next_ <= noise):
         return [0.0] * len(residuals)
-    return [r / max(size - next_, rounding**2) for size, r in zip(sizes, residuals, strict=False)]
+    return [r / max(size - next_, eps**2) for size, r in zip(sizes, residuals, strict=False)]
 
 
 def _growth(size: float, edge: float) -> float:
