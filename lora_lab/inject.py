@@ -208,6 +208,7 @@ def count(model: nn.Module) -> Count:
 
 
 def set_trainable(model: nn.Module, names: Iterable[str]) -> None:
+    """Let the parameters of these names train, and no others."""
     names = set(names)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)

@@ -52,7 +52,7 @@ def largest_triplets(
             continue
         # Small, and so on the CPU; in fp64, so that only the products are rounded.
         X, s, Yh = torch.linalg.svd(_stacked(columns))
-        residual = torch.linalg.vector_norm(R.double().cpu() @ X[-width:, :rank], dim=0)
+        residual = torch.linalg.vector_norm(R.cpu().double() @ X[-width:, :rank], dim=0)
         floor = eps * s[0].item()
         before, angle = angle, (residual / (s[:rank] - s[rank]).clamp(min=1e-3 * floor)).max().item()
         if angle <= tolerance or residual.max().item() <= 2 * floor:
@@ -82,7 +82,7 @@ def _stacked(columns: list[Tensor]) -> Tensor:
     """T (m, m) in fp64 from its block columns, each without the zeros below."""
     height = len(columns[-1])
     filled = [torch.nn.functional.pad(column, (0, 0, 0, height - len(column))) for column in columns]
-    return torch.cat(filled, dim=1).double().cpu()
+    return torch.cat(filled, dim=1).cpu().double()
 
 
 class _Basis:

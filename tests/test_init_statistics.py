@@ -197,7 +197,7 @@ def test_a_direction_that_only_flips_its_sign_has_settled():
 
     data, model = [rows(1.05, 1), *[rows(1, 1.1), rows(1.1, 1)] * 70], nn.Sequential(nn.Linear(6, 5))
     pca = IncrementalPCA(1)
-    for number, X in enumerate(data[:50]):
+    for number, X in enumerate(data[:FLIPS]):
         pca.update(X)
         assert pca.components.directions[0, 0].sign() == (-1) ** number
         assert number == 0 or pca.cosines < -0.99

@@ -207,7 +207,7 @@ def test_even_these_are_found_without_a_full_svd(no_full_svd, name):
 
 def test_more_equal_values_than_wanted_vectors_are_no_trap():
     """Where 30 are equal, an iteration whose blocks were narrower than the rank would miss some."""
-    s = torch.cat([torch.tensor([2.0]), torch.ones(30), 0.5 * torch.arange(1, 270) ** -0.5]).double()
+    s = torch.cat([torch.tensor([2.0]), torch.ones(30), 0.5 * torch.arange(1.0, 270) ** -2]).double()
     found = top_svd(with_values(s, 300, 340).float(), 24)[1]
     torch.testing.assert_close(found.double(), s[:24], rtol=1e-5, atol=0)
 

@@ -21,7 +21,8 @@ class Collected(dict):
     """A statistic by the path of its layer, and what it took.
 
     batches: how many were run. tokens: how many counted, for the layer that saw the fewest. peak_bytes: the most that
-    was held at one time, beside the model and what it computes. Layers that read the same input share one tensor.
+    was held at one time, sums and copies of inputs, beside the model, what it computes and the workspace of an SVD.
+    Layers that read the same input share one tensor.
     """
 
     def __init__(self, values: Mapping[str, Any], batches: int, tokens: int, peak_bytes: int):

@@ -21,7 +21,7 @@ from lora_lab.init.eva import Components, eva_ranks, most_components, positive
 from lora_lab.init.layer_inputs import LayerInputs, token_mask, tokens_of
 from lora_lab.lanczos import top_svd
 
-FLIPS = 100  # of a sign, in a row, after which it does not count
+FLIPS = 10  # of a sign, in a row, after which it does not count
 TOLERANCE = 1e-2  # bounds the angle of each direction to the true one; measured, it is 3e-4 and less
 
 
@@ -45,7 +45,7 @@ def input_components(
     They are updated batch by batch, going over the batches again if need be, until those that `eva_ranks` would take
     have settled: until the cosine between each of them and itself one update before is at least tau. PEFT goes on for
     ever if that never comes, as where a direction's sign flips at every update; here the sign does not count any more
-    after 100 flips in a row. PEFT also skips a batch of fewer tokens than components; here they are put together.
+    after 10 flips in a row. PEFT also skips a batch of fewer tokens than components; here they are put together.
 
     Args: as in `input_covariances`, and
         rank, rho: of the adapter, and how many times that a layer may get. No layer gets more than min(out, in).
@@ -93,16 +93,15 @@ class _Sought:
 
     def _take(self, path: str, x: Tensor) -> None:
         x, valid = tokens_of(x, self.mask)
-        rows = x[valid].to(torch.promote_types(x.dtype, torch.float32))
-        pca = self.pcas.setdefault(path, IncrementalPCA(min(self.most, x.shape[-1])))
-        self.tokens[path] += len(rows)
+        self.tokens[path] += int(valid.sum())
         if path in self.settled:
             return
-        waiting = self.waiting.setdefault(path, [])
+        pca = self.pcas.setdefault(path, IncrementalPCA(min(self.most, x.shape[-1])))
+        rows, waiting = x[valid].to(torch.promote_types(x.dtype, torch.float32)), self.waiting.setdefault(path, [])
         waiting.append(rows)
-        needed = 0
+        needed = 0 if rows.dtype == x.dtype else rows.numel() * x.element_size()
         if sum(map(len, waiting)) >= pca.n:
-            needed = pca.update(torch.cat(waiting) if len(waiting) > 1 else rows)
+            needed += pca.update(torch.cat(waiting) if len(waiting) > 1 else rows)
             waiting.clear()
         held = sum(p.nbytes for p in self.pcas.values()) + sum(r.nbytes for w in self.waiting.values() for r in w)
         self.peak = max(self.peak, held + needed)

@@ -19,7 +19,7 @@ from lora_lab.lanczos import largest_triplets
 
 METHODS = ("ipm", "kpm")
 INVERSE_ERROR = 0.05  # of ‖C' C'⁻¹ - I‖_F, by which the authors' code and PEFT choose the damping
-PROBES = 32
+PROBES = 64
 LANCZOS_FROM = 1024  # inputs or outputs: for fewer, all directions are found as soon as the smallest (measured)
 TOLERANCE = 1e-5  # of the smallest directions: bounds their angle to the true ones, which is well below it
 
@@ -89,8 +89,9 @@ def _smallest_left(M: Tensor, rank: int) -> Tensor:
 def damped(C: Tensor) -> Tensor:
     """C' = C + d · mean(diag C) · I with d = 0.01, doubled until C' can be inverted to within 0.05, as in PEFT.
 
-    The error of the inverse, ‖C' C'⁻¹ - I‖_F, is estimated from one Cholesky factor and 32 vectors z of random signs,
-    as the mean of ‖C' C'⁻¹ z - z‖². Only where that is too near to the limit is it taken from an inverse, as in PEFT.
+    The error of the inverse, ‖C' C'⁻¹ - I‖_F, is rounding. It is estimated from one Cholesky factor and 64 vectors z of
+    random signs, as the mean of ‖C' C'⁻¹ z - z‖² (measured: 0.9 to 1.3 of PEFT's error). Only where that is too near
+    to the limit to decide is it taken from an inverse, as in PEFT.
     """
     damping, unit = 0.01, C.diagonal().mean()
     while True:
@@ -107,7 +108,7 @@ def _invertible(C: Tensor) -> bool:
         return False  # not positive definite, to rounding
     signs = torch.randint(0, 2, (len(C), PROBES), generator=torch.Generator().manual_seed(0)).to(C) * 2 - 1
     error = torch.linalg.matrix_norm(C @ torch.cholesky_solve(signs, factor) - signs).item() / PROBES**0.5
-    if INVERSE_ERROR / 2 < error < INVERSE_ERROR * 2:
+    if 0.7 * INVERSE_ERROR < error < 1.6 * INVERSE_ERROR:
         error = torch.dist(C @ torch.linalg.inv(C), torch.eye(len(C)).to(C)).item()
     return error < INVERSE_ERROR
 
@@ -118,7 +119,8 @@ def check_covariance(covariance: Tensor, size: int) -> Tensor:
     if C.shape != (size, size):
         raise ValueError(f"covariance must be (in, in) = {(size, size)}, got {tuple(C.shape)}")
     C = C.to(torch.promote_types(C.dtype, torch.float32))
-    if not C.isfinite().all():
+    low, high = C.aminmax()
+    if not (low.isfinite() and high.isfinite()):
         raise ValueError(
             f"covariance {tuple(C.shape)} has {int((~C.isfinite()).sum())} entries that are NaN or infinite"
         )
