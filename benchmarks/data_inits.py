@@ -77,7 +77,7 @@ def ours(factors: Callable, **options) -> Callable:
 
 
 def corda(out: int, in_: int, method: str) -> Case:
-    # As trained weights are: a few large directions, and a bulk like noise, which in a square matrix comes down to zero.
+    # As trained weights are: a few large directions, and a bulk like noise, down to zero if it is square.
     W = fall(out, in_)[0] + 0.05 * torch.randn(out, in_, device=device()) / max(out, in_) ** 0.5
     X = fall(4 * in_, in_)[0] * in_**0.5
     C = X.T @ X

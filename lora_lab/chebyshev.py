@@ -44,6 +44,7 @@ def leading_block(
     The first `rank` triplets are final, the others approximate.
     apply, adjoint: X (columns, b) -> W X and Y (rows, b) -> Wᵀ Y.   like: a tensor of the dtype and device to work in.
     tolerance: of the bound on the angle, in radians; None: 250 roundings. The angle itself is about ten times smaller.
+        Where rounding keeps the bound above it, up to 2000 roundings will do.
     negligible: directions whose size is at most this share of the largest may be any, and residuals need be no smaller.
     start: a guess of V (columns, width). Without one the same numbers every time, from a generator of its own.
     Returns None if it does not converge, as where s hardly falls behind s_rank: take the full SVD then.
@@ -63,18 +64,20 @@ def leading_block(
         U, s, V, _ = block
         sizes, residuals = _measured(block)
         wanted = sum(size > negligible for size in sizes[:rank])
-        angles = angle_bounds(sizes, residuals[:wanted], eps, negligible, due=expected <= tolerance)
-        if max(angles, default=0.0) <= tolerance:
+        due = expected <= tolerance
+        angles = angle_bounds(sizes, residuals[:wanted], eps, negligible, due)
+        worst = max(angles, default=0.0)
+        if worst <= tolerance or (due and worst <= 2000 * eps):
             return U, s, V
         # Leave out what has converged beyond need: the filter then serves the rest, and need not magnify so much.
         done = next(i for i, angle in enumerate(angles) if angle > tolerance / 64)
         growth, fastest = (_growth(sizes[i], sizes[-1]) for i in (wanted - 1, done))
-        needed = math.ceil(math.log(max(angles) / tolerance) / growth)
+        needed = math.ceil(math.log(worst / tolerance) / growth)
         safe = int(math.log(SPREAD) / max(fastest - growth, 1e-3))
         degree = max(1, min(DEGREES[min(rounds, len(DEGREES) - 1)], needed, safe))
         X = _filtered(apply, adjoint, block, degree, done)
-        expected = max(angles) * math.exp(-growth * degree)
-        budget, rounds = budget - degree, rounds + 1
+        expected = worst * math.exp(-growth * degree)
+        budget, rounds = budget - degree - 4 * due, rounds + 1  # what was due and did not come is doubtful
     return None
 
 

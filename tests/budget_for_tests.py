@@ -26,6 +26,9 @@ FAMILY: dict[str, dict[str, Any]] = {
     "gemma3_text": SIZES | GROUPED | {"head_dim": 16},
     "phi3": SIZES | GROUPED | NAMED | {"resid_pdrop": 0.1},
     "mixtral": SIZES | GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": SIZES
+    | GROUPED
+    | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 16, "norm_topk_prob": True},
     "phi": SIZES | NAMED | {"intermediate_size": 72, "resid_pdrop": 0.1},
     "gpt_neox": SIZES | NAMED | {"intermediate_size": 72, "rotary_pct": 0.25, "hidden_dropout": 0.1},
     "gpt2": {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "attn_pdrop": 0.0}
@@ -34,6 +37,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "falcon": SIZES | NAMED | {"multi_query": True, "parallel_attn": True, "bias": False, "alibi": False},
 }
 STEPWISE = ("bloom", "gemma2")  # no flash kernel in transformers
+MIXTURES = ("mixtral", "qwen3_moe")
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
@@ -41,10 +45,15 @@ def config(family: str) -> Any:
     return AutoConfig.for_model(family, **FAMILY[family])
 
 
+def build(made_of: Any, dtype: str = "float32", attention: str = "sdpa") -> nn.Module:
+    """A model of a config with random weights, in training mode."""
+    settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+    return AutoModelForCausalLM.from_config(made_of, **settings).train()
+
+
 def model(family: str, method="lora", dtype="float32", attention="sdpa", checkpointing=False, **more) -> nn.Module:
     """A model in training mode, adapted as the budget of the same arguments says."""
-    made = AutoModelForCausalLM.from_config(config(family), dtype=getattr(torch, dtype), attn_implementation=attention)
-    made.train()
+    made = build(config(family), dtype, attention)
     targets, dropout = more.get("targets", "all-linear"), more.get("dropout", 0.0)
     if more.get("library") == "peft":
         settings = {"use_dora": method == "dora", "target_modules": targets, "task_type": "CAUSAL_LM"}

@@ -3,6 +3,7 @@
 import peft
 import pytest
 import torch
+from budget_for_tests import config as small
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_DEFAULTS
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -108,6 +109,21 @@ def test_counts_of_experts_by_name(targets, parameters):
     )
     count = count_parameters(config, 3, targets, target_parameters=parameters)
     assert count[:2] == of_peft(config, 3, targets, target_parameters=parameters)
+
+
+@pytest.mark.filterwarnings("ignore:.*pattern keys did not match:RuntimeWarning")
+@pytest.mark.parametrize("targets", ["all-linear", ["k_proj"]])
+def test_counts_of_another_mixture(targets):
+    made = small("qwen3_moe")
+    assert count_parameters(made, 3, targets)[:2] == of_peft(made, 3, targets)
+
+
+def test_experts_that_all_linear_does_not_name_are_refused():
+    sizes = {"vocab_size": 48, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    other = AutoConfig.for_model("olmoe", **sizes, intermediate_size=24, num_experts=4)
+    with pytest.raises(ValueError, match=r"all-linear.*olmoe"):
+        count_parameters(other, 3)
+    assert count_parameters(other, 3, ["q_proj"]).trainable == 2 * 3 * 64
 
 
 def test_the_seed_documents_number_is_of_rank_32():

@@ -6,8 +6,10 @@ import sys
 import pytest
 import torch
 
+from lora_lab.budget import budget
 from lora_lab.experiments import memory_budget
 from lora_lab.experiments.memory_budget import GRID, NOT_ON_META, measure, tiny
+from lora_lab.paths import MEASUREMENTS
 
 RUNS = [(index, "cpu") for index in range(len(GRID))]
 RUNS += [(index, "meta") for index, setting in enumerate(GRID) if NOT_ON_META.isdisjoint(setting)]
@@ -47,3 +49,13 @@ def test_the_grid_is_wide_enough():
     assert len(GRID) >= 12
     assert {setting["model"] for setting in GRID} == {"Llama-3.2-1B", "Llama-3.2-3B", "Llama-3-8B"}
     assert {setting["method"] for setting in GRID} == {"full", "lora", "dora", "qlora"}
+
+
+@pytest.mark.parametrize("path", sorted(MEASUREMENTS.glob("memory_*.json")), ids=lambda path: path.name)
+def test_recorded_runs_agree_with_todays_predictions(path):
+    content = json.loads(path.read_text())
+    assert len(content["results"]) >= 12
+    for found in content["results"]:
+        device = content["settings"]["device"]
+        memory = budget(**found["setting"], device="cuda" if device == "meta" else device).memory
+        assert memory.peak == pytest.approx(found["measured"]["peak"], rel=0.05), found["title"]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from budget_for_tests import FAMILY, STEPWISE, ids, loss, model, predicted
+from budget_for_tests import FAMILY, MIXTURES, STEPWISE, ids, loss, model, predicted
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from lora_lab.budget import GPUS, budget, fits
@@ -41,7 +41,7 @@ def counted(family: str, batch: int, length: int, **settings) -> tuple[int, int]
 @pytest.mark.parametrize("family", FAMILY)
 def test_flops_are_those_torch_counts(family, method, checkpointing):
     attention = "eager" if family in STEPWISE or method == "full" else "sdpa"
-    targets = ["q_proj", "v_proj"] if family == "mixtral" else "all-linear"
+    targets = ["q_proj", "v_proj"] if family in MIXTURES else "all-linear"
     settings = {"method": method, "attention": attention, "checkpointing": checkpointing, "targets": targets}
     flops = predicted(family, 2, 7, **settings).flops
     assert (flops.forward, flops.total) == counted(family, 2, 7, **settings)

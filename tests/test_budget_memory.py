@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from budget_for_tests import FAMILY, RANK, STEPWISE, config, ids, loss, model, predicted
+from budget_for_tests import FAMILY, MIXTURES, RANK, STEPWISE, build, config, ids, loss, model, predicted
 from torch import nn
 
 from lora_lab import inject, lora_layers
@@ -42,7 +42,7 @@ def test_saved_bytes(family, method, attention, dtype):
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("family", [name for name in FAMILY if name not in ("llama", "gpt2", "gpt_neox")])
 def test_saved_bytes_of_every_other_family(family, method):
-    targets = ["q_proj", "v_proj"] if family == "mixtral" else "all-linear"
+    targets = ["q_proj", "v_proj"] if family in MIXTURES else "all-linear"
     attention = "eager" if family in STEPWISE else "sdpa"
     saved_as_predicted(family, 2, 11, method=method, attention=attention, dtype="bfloat16", targets=targets)
 
@@ -82,8 +82,9 @@ def test_saved_bytes_of_a_fused_layer():
 
 @pytest.mark.filterwarnings("ignore:.*pattern keys did not match:RuntimeWarning")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_saved_bytes_of_experts_adapted_by_peft(dtype):
-    saved_as_predicted("mixtral", 2, 11, dtype=dtype, library="peft")
+@pytest.mark.parametrize("family", MIXTURES)
+def test_saved_bytes_of_experts_adapted_by_peft(family, dtype):
+    saved_as_predicted(family, 2, 11, dtype=dtype, library="peft")
 
 
 def step_as_predicted(family: str, batch: int = BATCH, optimizer: str = "adamw", **settings) -> tuple[dict, dict]:
@@ -121,6 +122,20 @@ def test_the_worst_layer_is_the_last_where_inputs_outweigh_gradients():
     assert ours["backward"] == pytest.approx(found["backward"], rel=0.005)
 
 
+def test_a_model_of_attention_alone():
+    narrow = config("llama")
+    narrow.intermediate_size, narrow.head_dim = 4, 32
+    made, tokens = inject(build(narrow), "all-linear", 3, 5), ids(BATCH, LENGTH)
+    made.activation_checkpointing_enable()
+    parameters = [p for p in made.parameters() if p.requires_grad]
+    accountant = Accountant([*made.parameters(), tokens, tokens.clone()])
+    found = measured_step(accountant, lambda: loss(made, tokens), torch.optim.SGD(parameters))
+    settings = {"rank": 3, "dtype": "float32", "batch": BATCH, "length": LENGTH, "optimizer": "sgd", "device": "cpu"}
+    memory = budget(narrow, checkpointing=True, **settings).memory
+    assert sum(memory.moments["forward"].values()) == pytest.approx(found["forward"], rel=0.01)
+    assert memory.peak == pytest.approx(found["peak"], rel=0.01)
+
+
 OTHERS = [
     {"method": "dora"},
     {"method": "qlora", "dtype": "bfloat16"},
@@ -147,7 +162,7 @@ def test_peak_of_other_ways_to_run(settings, checkpointing):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("family", [name for name in FAMILY if name not in ("llama", "gpt2", "gpt_neox")])
 def test_peak_of_every_other_family(family, checkpointing):
-    targets = ["q_proj", "v_proj"] if family == "mixtral" else "all-linear"
+    targets = ["q_proj", "v_proj"] if family in MIXTURES else "all-linear"
     attention = "eager" if family in STEPWISE else "sdpa"
     settings = {"attention": attention, "dtype": "bfloat16", "targets": targets}
     ours, found = step_as_predicted(family, checkpointing=checkpointing, **settings)

@@ -85,8 +85,12 @@ def test_other_data_makes_outputs_stale(tmp_path: Path, monkeypatch: pytest.Monk
         (tmp_path / folder).mkdir()
     for file in ("base/model.safetensors", "tasks/cipher.test.jsonl", "measurements/tasks.json"):
         (tmp_path / file).write_bytes(b"1\n2\n")
-    notebook = nbformat.read(write(tmp_path / "a.ipynb"), as_version=4)
+    code = 'read("tasks.json")\nread("new.json")'
+    notebook = nbformat.read(write(tmp_path / "a.ipynb", code), as_version=4)
     execute.normalise(notebook)
+    for cell in notebook.cells[1:]:
+        cell.execution_count = 1
+    (tmp_path / "measurements/of_another_lesson.json").write_bytes(b"whatever")
     (tmp_path / "tasks/cipher.test.jsonl").write_bytes(b"1\r\n2\r\n")  # as Windows may check it out
     (tmp_path / "tasks/.DS_Store").write_bytes(b"whatever")
     assert execute.stale(notebook) == ""

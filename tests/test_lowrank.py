@@ -207,9 +207,19 @@ def test_even_these_are_found_without_a_full_svd(no_full_svd, name):
 
 def test_more_equal_values_than_wanted_vectors_are_no_trap():
     """Where 30 are equal, an iteration whose blocks were narrower than the rank would miss some."""
-    s = torch.cat([torch.tensor([2.0]), torch.ones(30), 0.5 * torch.arange(1.0, 270) ** -2]).double()
+    s = torch.cat([torch.tensor([2.0]), torch.ones(30), 0.5 * 0.95 ** torch.arange(269)]).double()
     found = top_svd(with_values(s, 300, 340).float(), 24)[1]
     torch.testing.assert_close(found.double(), s[:24], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("tiny", [1e-5, 1e-7])
+def test_the_bottom_beside_a_few_values_that_are_almost_zero(no_full_svd, tiny, count):
+    s = torch.linspace(1, 0.1, 300, dtype=torch.float64)
+    s[-count:] = tiny
+    W = with_values(s, 300, 320).float()
+    U = torch.linalg.qr(normal(300, 300, seed=300)).Q  # as with_values made them
+    assert angle(bottom_left(W, RANK), U[:, -RANK:]) < 1e-4
 
 
 def test_steps_of_many_orders_of_magnitude():

@@ -41,18 +41,23 @@ def heads_of(config: Any) -> Heads:
     return Heads(query, kv, width, int(width * share))
 
 
-def rope(t: Rules, x: Value, heads: Heads, joined: bool = False) -> Value:
+def rope(t: Rules, q: Value, k: Value, heads: Heads, joined: bool = False) -> tuple[Value, Value]:
     """x · cos + rotate_half(x) · sin, of the rotated part of each head; `joined`: put together again with the rest.
 
     cos and sin are saved, but all layers share them: they are counted once, elsewhere.
     """
-    size = x.size * heads.rotated // heads.width
-    rest = t.part(x, x.size - size) if joined else x
-    turned = t.part(x, size) if joined else x
-    table = Value(1, x.dtype, buffer=Buffer(0))
-    half = t.join(t.scale(t.part(turned, size // 2)), t.part(turned, size // 2))
-    turned = t.add(t.mul(turned, table), t.mul(half, table))
-    return t.join(turned, rest) if joined else turned
+    turned = []
+    for x in (q, k):
+        size = x.size * heads.rotated // heads.width
+        rest = t.part(x, x.size - size) if joined else x
+        x = t.part(x, size) if joined else x
+        table = Value(1, x.dtype, buffer=Buffer(0))
+        straight = t.mul(x, table)
+        half = t.join(t.scale(t.part(x, size // 2)), t.part(x, size // 2))
+        x = t.add(straight, t.mul(half, table))
+        turned.append(t.join(x, rest) if joined else x)
+    t.hold(q, k)
+    return turned[0], turned[1]
 
 
 def attend(t: Rules, q: Value, k: Value, v: Value, heads: Heads, **style: bool) -> Value:

@@ -20,15 +20,18 @@ def mixture(t: Rules, x: Value, layer: Layer, c: Any) -> Value:
     rows = t.how.tokens * c.num_experts_per_tok
     ends = Value(layer.linears["mlp.experts.gate_up_proj"].experts, torch.int32)  # of each expert's rows, saved once
     scores = _route(t, x, layer, c.num_experts_per_tok)
-    y = t.record("index", [x], rows * c.hidden_size, x.dtype, saves=[Value(rows, torch.int64)])
-    scores = t.record("index", [scores], rows, FP32, saves=[Value(rows, torch.int64)])
-    both = _grouped(t, y, layer.linears["mlp.experts.gate_up_proj"], ends)
+    sorted_ = t.record("index", [x], rows * c.hidden_size, x.dtype, saves=[Value(rows, torch.int64)])
+    if c.model_type != "mixtral":
+        scores = t.cast(scores, x.dtype)
+    scores = t.record("index", [scores], rows, scores.dtype, saves=[Value(rows, torch.int64)])
+    both = _grouped(t, sorted_, layer.linears["mlp.experts.gate_up_proj"], ends)
     gate, up = t.part(both, both.size // 2), t.part(both, both.size // 2)
     y = t.mul(t.of_input(c.hidden_act, gate), up)
     y = t.mul(_grouped(t, y, layer.linears["mlp.experts.down_proj"], ends), scores)
     y = t.record("index", [y], y.size, y.dtype, saves=[Value(rows, torch.int64)])
-    total = t.record("sum", [y], t.how.tokens * c.hidden_size, y.dtype)
-    return t.cast(total, x.dtype)
+    total = t.cast(t.record("sum", [y], t.how.tokens * c.hidden_size, y.dtype), x.dtype)
+    t.hold(sorted_, scores, y)
+    return total
 
 
 def _route(t: Rules, x: Value, layer: Layer, k: int) -> Value:

@@ -1,11 +1,13 @@
 """y = W x + b, and an adapter's s·B(A x) beside it: what a layer saves depends on which of its factors trains.
 
-W trains               x
-W frozen               nothing: the gradient of x needs only W
-W frozen, A and B      x in the adapter's dtype (a copy of its own for each layer, if that is not x's), and A x
-the same, fused        x as it is, shared with the layers beside it, and A x
-W in 4 or 8 bits       nothing more, but W is unpacked for a moment, forward and backward
-DoRA                   W x and B A x too, for the gradient of the magnitude
+    W trains               x
+    W frozen               nothing: the gradient of x needs only W
+    W frozen, A and B      x in the adapter's dtype (a copy of its own for each layer, if that is not x's), and A x
+    the same, fused        x as it is, shared with the layers beside it, and A x
+    W in 4 or 8 bits       nothing more, but W is unpacked for a moment, forward and backward
+    DoRA                   W x and B A x too, for the gradient of the magnitude
+
+The copies are why LoRA beside a half-precision base keeps more activations than full fine-tuning does.
 """
 
 from dataclasses import dataclass, replace

@@ -5,11 +5,10 @@
     backward    + what the pieces before saved + this one's worst moment + gradients of the pieces behind it
     step        + all gradients + what the optimizer needs for a moment
 
-The peak is the largest of these, over all pieces. It assumes what the usual loops do: the outputs of the model are
-dropped before backward, gradients are set to None after each step, no key-value cache is kept (use_cache=False), no
-padding mask is given, the length is within the model's sliding window; and it is that of the second step, when the
-optimizer has its states. Not in it: memory that
-torch holds but does not use (fragmentation), the CUDA context, cuBLAS's workspace.
+The peak is the largest of these, over all pieces, in the second step, when the optimizer has its states. It assumes
+what the usual loops do: the outputs of the model are dropped before backward, gradients are set to None after each
+step, no key-value cache is kept (use_cache=False), no padding mask is given, and the length is within the model's
+sliding window. Not in it: memory that torch holds but does not use, the CUDA context, cuBLAS's workspace.
 """
 
 import functools

@@ -67,9 +67,8 @@ class Budget:
     @property
     def weights_file_bytes(self) -> int:
         """Tensors of the whole model in the dtype of its weights: what a checkpoint of a full fine-tune holds."""
-        return (
-            self.counts.total if self.plan.full else self.counts.total - self.counts.trainable
-        ) * self.plan.how.dtype.itemsize
+        added = 0 if self.plan.full else self.counts.trainable
+        return (self.counts.total - added) * self.plan.how.dtype.itemsize
 
     def fits(self, reserve: int = devices.RESERVE) -> dict[str, int]:
         """GPUs on which the peak and `reserve` fit, with the bytes left over. See `devices.fits`."""
@@ -94,8 +93,7 @@ class Budget:
         return found
 
     def __str__(self) -> str:
-        peak = self.memory.at_peak
-        c = self.counts
+        peak, c = self.memory.at_peak, self.counts
         rows = [("trains", f"{c.trainable:,} of {c.total:,} parameters ({c.percent:.4f} %)")]
         rows.append((f"memory, at its peak ({self.memory.worst})", f"{self.memory.peak / 1e9:9.2f} GB"))
         rows += [(f"  {kind}", f"{peak[kind] / 1e9:9.2f} GB") for kind in KINDS if peak[kind]]
@@ -141,7 +139,7 @@ def budget(
         dtype: of the weights (for q methods, of what is not in codes, and of the computation).
         batch, length: sequences in a step, and tokens in each.
         checkpointing: of every decoder layer (transformers' activation_checkpointing_enable).
-        attention: "sdpa" (a flash kernel) or "eager".
+        attention: "sdpa" (a flash kernel, which on a GPU wants half precision) or "eager".
         adapter_dtype: of A and B. autocast: the dtype of torch.autocast, as Trainer uses it with bf16=True.
         dropout: of the adapters' inputs. fused: adapters computed by `lora_lab.fused`.
         codes, block_size, double: how weights are quantized, as in `lora_lab.quantize.quantize`.

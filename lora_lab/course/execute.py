@@ -52,15 +52,17 @@ TIMINGS = {"execution", "ExecuteTime"}
 def source_hash(notebook: NotebookNode) -> str:
     """Of all code cells, in order, and of the data they read. Prose may change without a new run; these may not."""
     sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    return hashlib.sha256(json.dumps([*sources, data_hash()]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([*sources, data_hash("\n".join(sources))]).encode()).hexdigest()[:16]
 
 
-def data_hash() -> str:
-    """Of the files that outputs depend on, by name and content: the base model's weights, the tasks, the measurements.
+def data_hash(code: str) -> str:
+    """Of the files that the outputs of `code` depend on, by name and content: the base model's weights, the tasks, and
+    those measurements that the code names.
 
     Text counts the same with either line ending. Takes 10 to 20 ms.
     """
-    files = [paths.BASE / "model.safetensors", *paths.TASKS.glob("*.jsonl"), *paths.MEASUREMENTS.glob("*.json")]
+    named = [file for file in paths.MEASUREMENTS.glob("*.json") if file.name in code]
+    files = [paths.BASE / "model.safetensors", *paths.TASKS.glob("*.jsonl"), *named]
     whole = hashlib.sha256()
     for file in sorted(file for file in files if file.is_file()):
         content = file.read_bytes()
