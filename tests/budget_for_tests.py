@@ -38,7 +38,15 @@ FAMILY: dict[str, dict[str, Any]] = {
 }
 STEPWISE = ("bloom", "gemma2")  # no flash kernel in transformers
 MIXTURES = ("mixtral", "qwen3_moe")
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+BATCH, LENGTH = 3, 20
+OPTIMIZERS = {
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-3),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-3),
+    "sgd-momentum": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9),
+    "sgd": lambda p: torch.optim.SGD(p, lr=1e-3),
+}
 
 
 def config(family: str) -> Any:
