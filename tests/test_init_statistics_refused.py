@@ -58,6 +58,17 @@ def test_an_iterator_is_read_only_as_far_as_needed():
     assert 1 < found.batches < 100
 
 
+def test_a_model_may_be_run_in_inference_mode():
+    def run(model, batch):
+        with torch.inference_mode():
+            return model(**batch)
+
+    for collect in (input_covariances, COLLECT["components"]):
+        ours, plain = (collect(llama(), ["q_proj", "k_proj"], batches(2), run=r, progress=False) for r in (run, None))
+        for path, found in ours.items():
+            assert all(torch.equal(a, b) for a, b in zip(found, plain[path], strict=True))
+
+
 def no_loss(model, batch):
     return model(input_ids=batch["input_ids"])
 

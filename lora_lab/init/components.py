@@ -3,7 +3,7 @@
     X (m, in) all inputs of a layer, one row a token, μ their mean.      U diag(S) V = svd(X - μ),  V (n, in)
 
 The inputs are not kept: n directions, n singular values and the mean stand for all rows so far.
-Source: Ross et al. 2008, "Incremental learning for robust visual tracking", section 2.1, as in scikit-learn and PEFT.
+Source: Ross et al. 2008, "Incremental learning for robust visual tracking", as in scikit-learn and PEFT.
 """
 
 import math

@@ -7,8 +7,9 @@
 The inverse drops out: V_rᵀ C'⁻¹ = S_r⁻¹ U_rᵀ W, so that s·BA = U_r U_rᵀ W, a projection of W. Only U_r and S_r have to
 be computed. PEFT multiplies by an explicit inverse, and finds all singular vectors for r of them.
 
-Source: Yang et al. 2024 (arXiv:2406.05223), equations 2 to 6. There the kpm data (questions about the world) shows what
-to keep, and the ipm data (instructions) what to learn. The covariance is `lora_lab.init.statistics.input_covariances`.
+Source: Yang et al. 2024 (arXiv:2406.05223), and the authors' code (github.com/iboing/CorDA) for the damping. There the
+kpm data (questions about the world) shows what to keep, and the ipm data (instructions) what to learn. The covariance
+is `lora_lab.init.statistics.input_covariances`.
 """
 
 import torch
@@ -31,8 +32,9 @@ def corda_factors(
 ) -> tuple[Tensor, Tensor]:
     """A (rank, in) and B (out, rank) for a `weight` (out, in) whose inputs have this `covariance` (in, in).
 
-    method: "ipm" takes the `rank` largest singular values of W C', "kpm" the smallest of its min(out, in).
-    Computed and returned in fp32 (fp64 if the weight or the covariance is).
+    method: "ipm" takes the `rank` largest singular values of W C', "kpm" the smallest of its min(out, in). Those are
+        below fp32's rounding of the largest once layers are some 500 wide: kpm is computed in fp64, and PEFT's noise.
+    Returned in fp32 (fp64 if the weight or the covariance is).
     Raises ValueError or TypeError for a rank, scale or method outside its limits, a weight that is not finite, and a
     covariance that is of another size, not finite, not symmetric, or zero.
     """
@@ -43,7 +45,7 @@ def corda_factors(
     wide = torch.promote_types(W.dtype, C.dtype)
     W, C = W.to(wide), damped(C.to(wide))
     if method == "kpm":
-        W, C = W.double(), C.double()  # the smallest values of W C' are far below fp32's rounding of the largest
+        W, C = W.double(), C.double()
     U = _largest_left(W, C, rank) if method == "ipm" else _smallest_left(W @ C, rank)
     projected = U.T @ W  # S Vᵀ C'⁻¹
     # Of the same rows, so that a direction that W maps to (nearly) nothing stays as small as it is.

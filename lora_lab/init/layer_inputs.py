@@ -68,7 +68,9 @@ class LayerInputs:
         if head == path:
             self._latest[path] = weakref.ref(x), _version(x)
             try:
-                self.take(path, x.detach())
+                # Whatever mode the model is run in, what is made here must stay writable.
+                with torch.inference_mode(False), torch.no_grad():
+                    self.take(path, x.detach())
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
         elif not self._read(head, x) or self._calls[path] != self._calls[head]:

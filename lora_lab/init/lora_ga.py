@@ -3,10 +3,10 @@
     G (out, in) = U S Vᵀ the mean gradient of W on some batches; 2r of its singular vectors, r for each factor.
     ArB2r: A = V[:, :r]ᵀ, B = U[:, r:2r] diag(S[r:2r]), then made the right size (`stabilization`).    base <- W - s·BA
 
-Source: Wang et al. 2024 (arXiv:2407.05000), theorem 3.1 and algorithm 1. G comes from `statistics.mean_gradients`.
-PEFT's differs from the paper and the authors' code in two ways, and is the default here: its B carries S, and "stable"
-scales B alone. So the size of its s·BA follows that of the gradient (a loss that is summed, not averaged, changes the
-start). `form="paper"` has neither.
+Source: Wang et al. 2024 (arXiv:2407.05000), section 3, and the authors' code (github.com/Outsider565/LoRA-GA). G comes
+from `statistics.mean_gradients`. PEFT's differs from both in two ways, and is the default here: its B carries S, and
+"stable" scales B alone. So the size of its s·BA follows that of the gradient (a loss that is summed, not averaged,
+changes the start). `form="paper"` has neither.
 """
 
 import math
