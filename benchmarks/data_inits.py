@@ -1,8 +1,8 @@
 """CorDA, EVA and LoRA-GA: the factors made of what was collected from a model, ours beside PEFT's.
 
 From the statistic to A, B and the residual: PEFT's by its layer's own init, on a ready layer. Weights, inputs and
-gradients have singular values that fall like 1/i, and known singular vectors: the difference in the table is the
-largest angle of ours to the true space.
+gradients have singular values that fall like 1/i. The difference in the table is the largest angle of our space to the
+true one (for ipm to PEFT's).
 """
 
 import copy
@@ -25,7 +25,7 @@ RANK, ALPHA = 16, 24
 ANGLE = 1e-3
 QUICK = [(512, 512), (1024, 1024), (1408, 512)]
 SHAPES = [(1024, 1024), (2048, 2048), (4096, 4096), (2816, 1024), (1024, 2816), (11008, 4096), (4096, 11008)]
-LARGEST_SVD = 2048 * 2048 * 5504  # PEFT's full SVD of more than this takes minutes a call
+LARGEST_SVD = 4096**3  # out·in·min(out, in): PEFT's full SVD of more than this takes minutes a call
 
 
 def cases(quick: bool) -> Iterator[Case]:
@@ -94,10 +94,13 @@ def corda(out: int, in_: int, method: str) -> Case:
         wrapper.corda_init("default", "corda")
         return wrapper
 
-    def check(mine: tuple[Tensor, Tensor], his: nn.Module) -> float:
+    def check(mine: tuple[Tensor, Tensor], his: nn.Module) -> float | None:
+        if method == "ipm":
+            return angle(mine[1].T, his.lora_B["default"].weight.T)
+        if min(out, in_) > 2048:
+            return None  # in fp64, for the truth, that would take minutes
         U = torch.linalg.svd(W.double() @ damped(C).double(), full_matrices=False).U.float()
-        true = U[:, :RANK] if method == "ipm" else U[:, -RANK:]
-        return angle(mine[1].T, true.T)
+        return angle(mine[1].T, U[:, -RANK:].T)
 
     return Case(
         topic="data_inits",
@@ -133,7 +136,7 @@ def lora_ga(out: int, in_: int) -> Case:
         theirs=theirs,
         goal=3.0,
         check=check,
-        note="PEFT's search is randomised already, and stops before it has converged",
+        note="PEFT's search is randomised already, and stops 1e-3 from the true space at 1/i",
     )
 
 

@@ -30,10 +30,11 @@ def lanczos_block(
     like: Tensor,
     tolerance: float | None = None,
     negligible: float = 0.0,
-) -> tuple[Triplets, bool]:
+) -> tuple[Triplets | None, bool]:
     """U (rows, width), s (width,), V (columns, width): the best triplets found, and whether the first `rank` are final.
 
-    The arguments are those of `chebyshev.leading_block`; `shape` must have room for 6 blocks.
+    None if numbers have left the range. The arguments are those of `chebyshev.leading_block`; `shape` must have room
+    for 6 blocks.
     """
     width, limit = max(16, rank), min(shape) // 2
     U, V = (like.new_empty(min(STEPS * width, limit) + width, n).T for n in shape)
@@ -52,6 +53,8 @@ def lanczos_block(
         last = m + width > len(V.T)
         if m < next_look and not last:
             continue
+        if not B.isfinite().all():
+            return None, False
         P, s, Q = _largest(B[:m, :m], block_width(rank), exact=like.dtype == torch.float64)
         largest = max(s[0].item(), torch.finfo(like.dtype).tiny)
         sizes, residuals = (s / largest).tolist(), ((R.to(B) @ P[-width:]) / largest).norm(dim=0).tolist()

@@ -40,14 +40,18 @@ def top_of_map(
     """U, S, Vh as in `top_svd`, of a map M (out, in) = `shape` that need not exist as a matrix, like W C.
 
     apply, adjoint: X (in, b) -> M X and Y (out, b) -> Mᵀ Y, so for W C: X -> W (C X) and Y -> C (Wᵀ Y).
-    like: a tensor of the dtype and device to work in. For a full SVD, M is formed by applying it to the identity.
+    like: a tensor of the dtype (fp32 or fp64) and device to work in. For a full SVD, M is formed by applying it to the
+        identity.
     """
     rank = check_rank(rank, min(shape))
     _check_tolerance(tolerance)
+    if like.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"a map is worked on in fp32 or fp64, got {like.dtype}")
     if _pays(shape, rank):
         arguments = apply, adjoint, tuple(shape), rank, like, tolerance, 16 * torch.finfo(like.dtype).eps
         found, final = lanczos_block(*arguments)
-        found = found if final else leading_block(*arguments, start=found[2])
+        if found is not None and not final:
+            found = leading_block(*arguments, start=found[2])
         if found is not None:
             U, S, V = found
             return _cut((U, S, V.T), rank)
@@ -55,18 +59,20 @@ def top_of_map(
 
 
 @torch.no_grad()
-def bottom_left(W: Tensor, rank: int) -> Tensor:
+def bottom_left(W: Tensor, rank: int, tolerance: float | None = None) -> Tensor:
     """U[:, -rank:] (out, rank) of the thin SVD of W (out, in): left singular vectors, the smallest value's last.
 
     In fp32 (fp64 stays fp64), on W's device; the same result every time, the global random state untouched.
-    Raises TypeError or ValueError for a W that is no finite matrix, or a rank outside 1 to min(out, in).
+    tolerance: as in `top_svd`.
+    Raises TypeError or ValueError as `top_svd` does.
     """
     W = check_weight(W, rank)
+    _check_tolerance(tolerance)
     tall = W.shape[0] > W.shape[1]
     wide = W.T if tall else W
     found = None
     if _pays(W.shape, rank):
-        found = _bottom_by_cholesky(wide, rank) or _bottom_by_qr(wide, rank)
+        found = _bottom_by_cholesky(wide, rank, tolerance) or _bottom_by_qr(wide, rank, tolerance)
     if found is not None and tall:
         left, s, right = found
         # U = W V / s loses its meaning where s is rounding.
@@ -91,7 +97,7 @@ def _cut(svd: Triplets, rank: int) -> Triplets:
     return U[:, :rank], S[:rank], Vh[:rank]
 
 
-def _bottom_by_cholesky(wide: Tensor, rank: int) -> Triplets | None:
+def _bottom_by_cholesky(wide: Tensor, rank: int, tolerance: float | None) -> Triplets | None:
     """The smallest triplets of `wide` (k, n) through W Wᵀ = L Lᵀ: the fastest, but it has squared all rounding.
 
     None where that would show, or where it does not pay.
@@ -100,7 +106,7 @@ def _bottom_by_cholesky(wide: Tensor, rank: int) -> Triplets | None:
         return None  # nearly square: seldom well conditioned, and the QR costs no more
     gram = _lower_gram(wide)
     L, failed = torch.linalg.cholesky_ex(gram)
-    found = None if failed else _smallest_block(L, wide, rank)
+    found = None if failed else _smallest_block(L, wide, rank, tolerance)
     if found is None:
         return None
     s = found[1]
@@ -108,25 +114,25 @@ def _bottom_by_cholesky(wide: Tensor, rank: int) -> Triplets | None:
     return found if error <= 4e-3 * (s[0] ** 2 - s[-rank] ** 2) else None
 
 
-def _bottom_by_qr(wide: Tensor, rank: int) -> Triplets | None:
+def _bottom_by_qr(wide: Tensor, rank: int, tolerance: float | None) -> Triplets | None:
     """The smallest triplets of `wide` (k, n) through Wᵀ = Q Lᵀ."""
     L = torch.geqrf(wide.T)[0][: len(wide)].T  # above its diagonal there is no zero, but the solver reads none of that
     diagonal = L.diagonal()
     # An exactly singular L: a change as small as its rounding error makes the solve possible.
     least = torch.finfo(L.dtype).eps * diagonal.abs().max()
     diagonal.copy_(torch.where(diagonal.abs() < least, least, diagonal))
-    return _smallest_block(L, wide, rank)
+    return _smallest_block(L, wide, rank, tolerance)
 
 
-def _smallest_block(L: Tensor, wide: Tensor, rank: int) -> Triplets | None:
+def _smallest_block(L: Tensor, wide: Tensor, rank: int, tolerance: float | None) -> Triplets | None:
     """U (k, b), s (b,) from large to small, V (n, b): a block whose last `rank` triplets are the smallest of W (k, n).
 
-    They are found as the largest of L⁻¹, and then turned to W's own directions within the block.
+    They are found as the largest of L⁻¹, and then turned to W's own directions within the block. L is used up.
     """
     size = L.diagonal().abs().max()
     if size == 0:
         return None
-    lower = (L / size).contiguous()
+    lower = L.div_(size).contiguous()
     upper = lower.T.contiguous()  # the same numbers laid out the other way: each of the two is solved faster in its own
     found = leading_block(
         lambda X: torch.linalg.solve_triangular(lower, X, upper=False),
@@ -134,6 +140,7 @@ def _smallest_block(L: Tensor, wide: Tensor, rank: int) -> Triplets | None:
         L.shape,
         rank,
         L,
+        tolerance,
     )
     if found is None:
         return None
@@ -145,7 +152,7 @@ def _smallest_block(L: Tensor, wide: Tensor, rank: int) -> Triplets | None:
 def _lower_gram(wide: Tensor, block: int = 256) -> Tensor:
     """The lower triangle of W Wᵀ (k, k), with about half of the products; above it something else."""
     k = wide.shape[0]
-    gram = wide.new_zeros(k, k)  # not empty: its norm is asked for
+    upper = wide.new_zeros(k, k)  # not empty: its norm is asked for
     for i in range(0, k, block):
-        gram[i:, i : i + block] = wide[i:] @ wide[i : i + block].T
-    return gram
+        upper[i : i + block, i:] = wide[i : i + block] @ wide[i:].T
+    return upper.T  # by columns, as LAPACK has it

@@ -175,6 +175,11 @@ def test_lora_ga_takes_directions_of_the_gradient_and_a_size():
     for stabilization, (for_A, for_B) in sizes.items():
         sized = lora_ga_factors(W, RANK, SCALE, G, "ArB2r", stabilization, gamma=9)
         torch.testing.assert_close(sized, (for_A * A, for_B * B))
+    torch.manual_seed(6)
+    A, B = lora_ga_factors(W, RANK, SCALE, G, "random", "unit")  # both factors of the same triplets
+    torch.manual_seed(6)
+    chosen = torch.randperm(2 * RANK)[:RANK]
+    torch.testing.assert_close(B @ A, U[:, chosen] * S[chosen] @ Vh[chosen])
     white = lora_ga_factors(W, RANK, SCALE, G, "ArB2r", "weight_svd", form="paper")
     mean = (torch.linalg.svdvals(W)[:RANK] / SCALE).sqrt().mean()
     torch.testing.assert_close(white[0].norm(dim=1), mean.expand(RANK))

@@ -130,7 +130,7 @@ class Fickle(nn.Module):
 @pytest.mark.parametrize("twice", [False, True])
 def test_layers_that_only_seem_to_share_are_noticed(twice):
     data = [torch.randn(1, 9, 4) for _ in range(3)]
-    with pytest.raises(ValueError, match="second and first read the same input in the first batch, but not later"):
+    with pytest.raises(ValueError, match="second and first read the same input at first, but not later"):
         input_covariances(Fickle(twice), ["first", "second"], data, run=lambda m, x: m(x), progress=False)
     found = input_covariances(
         Fickle(twice), ["first", "second"], data, run=lambda m, x: m(x), share=False, progress=False

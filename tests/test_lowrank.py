@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lora_lab import lowrank
 from lora_lab.chebyshev import angle_bounds, leading_block
-from lora_lab.krylov import appended
+from lora_lab.krylov import appended, lanczos_block
 from lora_lab.lowrank import bottom_left, top_of_map, top_svd
 from lora_lab.spectrum import principal_angles
 
@@ -89,7 +89,7 @@ def no_full_svd(monkeypatch) -> None:
 @pytest.fixture
 def full_svd_only(monkeypatch) -> None:
     """Nothing converges."""
-    monkeypatch.setattr(lowrank, "lanczos_block", lambda *args: ((None, None, None), False))
+    monkeypatch.setattr(lowrank, "lanczos_block", lambda *args: (None, False))
     monkeypatch.setattr(lowrank, "leading_block", lambda *args, **kwargs: None)
 
 
@@ -348,6 +348,7 @@ def test_a_residual_bounds_the_angle_down_to_the_rounding():
 def test_an_iteration_that_leaves_the_numbers_gives_up(spoil):
     W = falling(240, 300, 0.5)
     assert leading_block(lambda X: W @ X * spoil, W.T.matmul, W.shape, RANK, W) is None
+    assert lanczos_block(lambda X: W @ X * spoil, W.T.matmul, W.shape, RANK, W) == (None, False)
 
 
 W = torch.eye(6, 5)
@@ -377,5 +378,10 @@ def test_refused(name, call):
 def test_refused_tolerance(tolerance):
     with pytest.raises(ValueError, match="tolerance must be an angle"):
         top_svd(W, 1, tolerance)
+
+
+def test_refused_map():
     with pytest.raises(ValueError, match="= 5, got 9"):
         top_of_map(W.matmul, W.T.matmul, W.shape, 9, W)
+    with pytest.raises(TypeError, match=r"fp32 or fp64, got torch\.bfloat16"):
+        top_of_map(W.matmul, W.T.matmul, W.shape, 1, W.bfloat16())

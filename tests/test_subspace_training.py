@@ -131,8 +131,8 @@ def test_full_dimension_is_plain_training(examples):
     options = {"steps": 12, "lr": 0.02, "batch_size": 4, "seed": 7, "progress": False}
     expected = train(plain, examples, **options)
     history = train_in_subspace(free, examples, size, **options)
-    assert_close(history.loss, expected.loss)
-    assert_close(history.grad_norm, expected.grad_norm)
+    assert_close(history.loss, expected.loss, rtol=1e-6, atol=0)
+    assert_close(history.grad_norm, expected.grad_norm, rtol=1e-6, atol=0)
     assert_close(flat(free.parameters()), flat(plain.parameters()), rtol=1e-4, atol=1e-5)
 
 

@@ -37,7 +37,6 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
         "init.advisor",
         "init.costs",
         "lowrank",
-        "lanczos",
     ),
     "Training": ("train", "batches", "checkpoint", "modes", "variants.lora_plus"),
     "Variants and quantization": ("variants.dora", "variants.experts", "quantize", "quantized_linear"),

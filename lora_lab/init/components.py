@@ -19,7 +19,7 @@ from lora_lab.init.check import check_rank
 from lora_lab.init.collect import Collected, Run, Runner, Targets, check_count, layers_of, lent, refuse_too_few
 from lora_lab.init.eva import Components, eva_ranks, most_components, positive
 from lora_lab.init.layer_inputs import LayerInputs, token_mask, tokens_of
-from lora_lab.lanczos import top_svd
+from lora_lab.lowrank import top_svd
 
 FLIPS = 10  # of a sign, in a row, after which it does not count
 TOLERANCE = 1e-2  # bounds the angle of each direction to the true one; measured, it is 3e-4 and less

@@ -18,9 +18,9 @@ from lora_lab.batches import IGNORE
 class LayerInputs:
     """Calls `take(path, x)` with every distinct input x of `layers` (by path), in the block of `watched()`.
 
-    Two layers share an input if they read the same tensor object, unchanged in between, in the first batch. The first
-    of them is the `head` of both; `take` is called for heads only. That they go on doing so is checked at every call.
-    With share=False each layer is its own head.
+    Two layers share an input if the first that each of them reads is the same tensor object, unchanged in between. One
+    is the `head` of both; `take` is called for heads only. That they go on doing so is checked. With share=False each
+    layer is its own head.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], take: Callable[[str, Tensor], None], share: bool = True):
@@ -41,8 +41,7 @@ class LayerInputs:
                 handle.remove()
 
     def end_batch(self) -> None:
-        """Call after each batch. From the second on, no more layers are found to share."""
-        self.share = False
+        """Call after each batch. Raises ValueError if a layer was called more or less often than its head."""
         for path, head in self.head.items():
             if self._calls[path] != self._calls[head]:
                 self._diverged(path, head)
@@ -73,7 +72,7 @@ class LayerInputs:
                     self.take(path, x.detach())
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
-        elif not self._read(head, x) or self._calls[path] != self._calls[head]:
+        elif not self._read(head, x):
             self._diverged(path, head)
 
     def _read(self, head: str, x: Tensor) -> bool:
@@ -81,12 +80,12 @@ class LayerInputs:
         return reference() is x and version == _version(x)
 
     def _who_read(self, x: Tensor) -> str | None:
-        # Only where both have read the same number of inputs, so that none is missing from the shared statistic.
+        # Only if it was the first for both, so that none is missing from the shared statistic.
         heads = self._latest if self.share else ()
         return next((head for head in heads if self._calls[head] == 1 and self._read(head, x)), None)
 
     def _diverged(self, path: str, head: str) -> None:
-        raise ValueError(f"{path} and {head} read the same input in the first batch, but not later: pass share=False")
+        raise ValueError(f"{path} and {head} read the same input at first, but not later: pass share=False")
 
 
 def _version(x: Tensor) -> int:

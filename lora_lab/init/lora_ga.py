@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lora_lab.init.check import check_matrix, check_weight
 from lora_lab.init.eva import positive
-from lora_lab.lanczos import top_svd
+from lora_lab.lowrank import top_svd
 
 DIRECTIONS = ("ArB2r", "A2rBr", "ArBr", "random")
 STABILIZATIONS = ("stable", "weight_svd", "gd_scale", "unit")

@@ -47,7 +47,7 @@ def input_covariances(
         min_tokens: how many each layer must see; None: as many as it has inputs, as fewer make a singular covariance.
             PEFT's advice is 128 times as many.
         run: called as run(model, batch) instead of model(**batch).
-        share: False if layers may read the same tensor in the first batch, but not in later ones.
+        share: False if layers may read the same tensor at first, but not later.
 
     Raises ValueError if the batches end before that, a layer is never reached, or an input is not finite.
     """
