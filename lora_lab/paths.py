@@ -13,3 +13,4 @@ BASE = DATA / "base"
 TASKS = DATA / "tasks"
 MEASUREMENTS = DATA / "measurements"
 PICTURES = DATA / "pictures"
+PUBLISHED = DATA / "published"  # figures that others measured

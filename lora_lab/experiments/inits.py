@@ -11,7 +11,6 @@ one of the same settings goes on from there.
 
 import argparse
 import copy
-import json
 import random
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import torch
 from lora_lab import inject, lora_layers, train
 from lora_lab.base import oriented_weight
 from lora_lab.batches import collate
+from lora_lab.experiments.sweep import best_rate, found
 from lora_lab.init import DATA_DRIVEN, named
 from lora_lab.init.prepare import prepare
 from lora_lab.models import load_base
@@ -73,24 +73,21 @@ def distance(base, model) -> float:
 
 
 def measure_init(base, data: dict, held_out: list[dict], name: str, seeds: int, quantize: str | None) -> dict:
-    models, validation = {}, {}
+    models = {}
 
     def attempt(rate: float, seed: int = 0):
         model, _ = started(base, name, data["train"], seed, quantize)
         history = train(model, data["train"], steps=STEPS, batch_size=BATCH, lr=rate, seed=seed, progress=False)
         return model.eval(), history
 
-    def choose(rate: float) -> None:
+    def validate(rate: float) -> float:
         try:
             models[rate] = attempt(rate)
-            validation[rate] = mean_loss(models[rate][0], data["validation"])
+            return mean_loss(models[rate][0], data["validation"])
         except ValueError:  # the loss ran away
-            validation[rate] = float("inf")
+            return float("inf")
 
-    for rate in RATES:
-        choose(rate)
-    while (best := min(validation, key=validation.get)) in (min(validation), max(validation)):
-        choose(best / FACTOR if best == min(validation) else best * FACTOR)
+    best, validation = best_rate(validate, RATES, FACTOR)
     model, peak = started(base, name, data["train"], 0, quantize)
     at_start = {
         "distance": round(distance(base, model), 6),
@@ -102,7 +99,7 @@ def measure_init(base, data: dict, held_out: list[dict], name: str, seeds: int, 
         "statistic_bytes": peak,
         "start": at_start,
         "lr": best,
-        "validation": {f"{rate:g}": round(loss, 4) for rate, loss in sorted(validation.items())},
+        "validation": {f"{rate:g}": round(loss, 4) for rate, loss in validation.items()},
         "test_loss": [round(mean_loss(m, data["test"]), 4) for m, _ in runs],
         "stories_loss": [round(mean_loss(m, held_out), 4) for m, _ in runs],
         "training_loss_10_20_40": [[round(sum(h.loss[i - 5 : i]) / 5, 4) for i in (10, 20, 40)] for _, h in runs],
@@ -127,9 +124,8 @@ def main() -> None:
         "plain": {},
         "nf4": {},
     }
-    found = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
-    if all(found.get(key) == result[key] for key in ("settings", "base", "versions", "hardware")):
-        result |= {key: found[key] for key in ("plain", "nf4")}  # go on where an earlier call was stopped
+    before = found(args.out, result, ("settings", "base", "versions", "hardware"))
+    result |= {key: before[key] for key in ("plain", "nf4") if before}  # go on where an earlier call was stopped
     for part, names, quantize in (("plain", PLAIN, None), ("nf4", QUANTIZED, "nf4")):
         for name in names:
             if name not in result[part]:

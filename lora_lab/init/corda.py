@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from lora_lab.init.check import check_matrix, check_weight
+from lora_lab.init.check import check_matrix, check_weight, refuse_not_finite
 from lora_lab.lowrank import bottom_left, top_of_map
 
 METHODS = ("ipm", "kpm")
@@ -91,11 +91,7 @@ def check_covariance(covariance: Tensor, size: int) -> Tensor:
     if C.shape != (size, size):
         raise ValueError(f"covariance must be (in, in) = {(size, size)}, got {tuple(C.shape)}")
     C = C.to(torch.promote_types(C.dtype, torch.float32))
-    low, high = C.aminmax()
-    if not (low.isfinite() and high.isfinite()):
-        raise ValueError(
-            f"covariance {tuple(C.shape)} has {int((~C.isfinite()).sum())} entries that are NaN or infinite"
-        )
+    refuse_not_finite(C, "covariance")
     mean, skew = C.diagonal().mean().item(), (C - C.T).abs().max().item()
     if C.diagonal().min() < 0 or mean == 0:
         raise ValueError(

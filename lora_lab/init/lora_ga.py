@@ -15,7 +15,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from lora_lab.init.check import check_matrix, check_weight
+from lora_lab.init.check import check_matrix, check_weight, refuse_not_finite
 from lora_lab.init.eva import positive
 from lora_lab.lowrank import top_svd
 
@@ -129,9 +129,7 @@ def _check_gradient(gradient: Tensor, W: Tensor) -> Tensor:
     if G.shape != W.shape:
         raise ValueError(f"gradient must have the weight's shape {tuple(W.shape)}, got {tuple(G.shape)}")
     G = G.to(W.device, torch.promote_types(G.dtype, W.dtype))
-    low, high = G.aminmax()  # NaN, if there is one; ten times as fast as looking at each entry
-    if not (low.isfinite() and high.isfinite()):
-        raise ValueError(f"gradient {tuple(G.shape)} has {int((~G.isfinite()).sum())} entries that are NaN or infinite")
-    if low == high == 0:
+    refuse_not_finite(G, "gradient")
+    if not G.any():
         raise ValueError(f"gradient {tuple(G.shape)} is zero: the loss does not depend on this weight")
     return G

@@ -28,6 +28,7 @@ from torch import Tensor
 from lora_lab import plots
 from lora_lab.plots.style import GREY, WIDTH
 from lora_lab.widgets.explorer import LABELLED, Explorer
+from lora_lab.widgets.first_step import product_spectra
 
 HEIGHT = 3.3  # inches
 STEP = 0.01  # such as 100 steps of Adam at a learning rate of 1e-4, all in one direction
@@ -69,7 +70,7 @@ class RankAlphaExplorer(Explorer):
             raise ValueError(f"in_features {in_features} and out_features {out_features} must be at least 1")
         highest = min(HIGHEST_RANK, in_features, out_features)
         self.A, self.B = _factors(in_features, out_features, highest, seed)
-        self._spectra = _spectra(self.A, self.B)
+        self._spectra = product_spectra(self.A, self.B)
         self._norms = np.array([np.linalg.norm(values) for values in self._spectra])  # ‖BA‖ at rank 1, 2, ...
         self._base = None
         if base_weight is not None:
@@ -206,11 +207,3 @@ def _factors(in_features: int, out_features: int, rank: int, seed: int) -> tuple
     A = torch.empty(rank, in_features, dtype=torch.float64).uniform_(-bound, bound, generator=generator)
     B = STEP * torch.empty(out_features, rank, dtype=torch.float64).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
     return A, B
-
-
-def _spectra(A: Tensor, B: Tensor) -> list[np.ndarray]:
-    """Singular values of B[:, :r] A[:r] for every r, without forming the product.
-
-    With B = Q R and Aᵀ = P S, BA = Q (R Sᵀ) Pᵀ: an r × r problem, and the leading blocks of R and S serve every r."""
-    R, S = torch.linalg.qr(B)[1], torch.linalg.qr(A.T)[1]
-    return [torch.linalg.svdvals(R[:r, :r] @ S[:r, :r].T).numpy() for r in range(1, len(A) + 1)]
