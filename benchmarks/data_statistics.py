@@ -1,5 +1,7 @@
 """What CorDA, EVA and LoRA-GA collect from a model, ours beside PEFT's: the time, and the memory beside the model's."""
 
+import math
+import warnings
 from collections.abc import Iterator
 
 import peft
@@ -26,14 +28,18 @@ def cases(quick: bool) -> Iterator[Case]:
 
 
 def of_a_model(width: int) -> Iterator[Case]:
-    """Two decoder layers on eight samples of 256 tokens, in batches of four. For CorDA PEFT takes one at a time."""
+    """Two decoder layers on samples of 256 tokens, in batches of four. For CorDA PEFT takes one at a time.
+
+    As many samples as make a covariance of the widest input regular.
+    """
     config = LlamaConfig(
         vocab_size=256, hidden_size=width, intermediate_size=11 * width // 4, num_hidden_layers=2, num_attention_heads=8
     )
     model = LlamaForCausalLM(config).to(device()).eval()
-    ids = torch.randint(256, (8, 256), generator=torch.Generator().manual_seed(0)).to(device())
+    samples = 4 * math.ceil(config.intermediate_size / 1024)
+    ids = torch.randint(256, (samples, 256), generator=torch.Generator().manual_seed(0)).to(device())
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-    ones, fours = ([{k: v[i : i + n] for k, v in batch.items()} for i in range(0, 8, n)] for n in (1, 4))
+    ones, fours = ([{k: v[i : i + n] for k, v in batch.items()} for i in range(0, samples, n)] for n in (1, 4))
     lora = peft.LoraConfig(r=RANK, target_modules=TARGETS, init_lora_weights="corda", corda_config=CordaConfig())
 
     def covariances() -> dict[str, Tensor]:
@@ -41,7 +47,9 @@ def of_a_model(width: int) -> Iterator[Case]:
         return taken("covariance_matrix")
 
     def gradients() -> dict[str, Tensor]:
-        their_loraga.estimate_gradients(model, lora, lambda: [model(**some).loss.backward() for some in fours])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its backward hooks look at inputs that need no gradient
+            their_loraga.estimate_gradients(model, lora, lambda: [model(**some).loss.backward() for some in fours])
         return taken("_peft_loraga_grad")
 
     def taken(name: str) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lora_lab.fused_products import add_product_, linear, product, splits
+from lora_lab.modes import autocasts
 
 FRESH_BYTES, FRESH_COST = 2**25, 5
 PART = 2**19  # elements of the wide copy of a part of x, where a wide copy is needed: it should stay in the cache
@@ -39,7 +40,7 @@ def lora_linear(
     Raises TypeError or ValueError for shapes or dtypes that do not fit, and for a W or bias that requires a gradient.
     """
     _check(x, W, bias, A, B, scale, dropped)
-    if torch.is_autocast_enabled(x.device.type):
+    if autocasts(x.device.type):
         low = torch.get_autocast_dtype(x.device.type)
         x, dropped, W, bias, A, B = (_lowered(tensor, low) for tensor in (x, dropped, W, bias, A, B))
     # Reshaped out here: a result that is a view of what the function made could not be changed in place afterwards.
@@ -84,7 +85,7 @@ class _Fused(torch.autograd.Function):
         device = G.device.type
         # A sum hands in one number, expanded: copied here once and not by every product.
         G = G.contiguous()
-        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        with torch.autocast(device, enabled=False) if autocasts(device) else nullcontext():
             dx, d_dropped, dA, dB = _backward(ctx, G)
         return dx, d_dropped, None, None, dA, dB, None
 
@@ -169,7 +170,7 @@ def _check(x, W, bias, A, B, scale, dropped) -> None:
         raise ValueError(f"bias must be (out,) = ({len(W)},), got {tuple(bias.shape)}")
     if dropped is not None and dropped.shape != x.shape:
         raise ValueError(f"dropped must have x's shape {tuple(x.shape)}, got {tuple(dropped.shape)}")
-    if A.dtype != B.dtype or (x.dtype != W.dtype and not torch.is_autocast_enabled(x.device.type)):
+    if A.dtype != B.dtype or (x.dtype != W.dtype and not autocasts(x.device.type)):
         raise TypeError(
             f"x and W, A and B must agree in dtype, got {[t.dtype for t in tensors.values()]} for x, W, A, B"
         )

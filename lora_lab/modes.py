@@ -1,8 +1,9 @@
-"""Look at a model in evaluation mode, and leave every module in the mode that it was found in."""
+"""Look at a model in evaluation mode, leaving every module in the mode that it was found in. Is autocast on?"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -24,3 +25,8 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
         for model in models:
             model.eval()
         yield
+
+
+def autocasts(device_type: str) -> bool:
+    """Is autocast on for "cpu", "cuda", ...? Never for a device that has none, like "meta", where torch raises."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)

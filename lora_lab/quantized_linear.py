@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from lora_lab.base import is_linear, is_quantized, oriented_weight, refuse_many, refuse_unwritable
 from lora_lab.init.check import check_matrix
 from lora_lab.inject import lora_layers, replace_modules
+from lora_lab.modes import autocasts
 from lora_lab.quantize import QuantizedTensor, quantize
 from lora_lab.targets import find_targets
 
@@ -86,7 +87,7 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> y (..., out), in the dtype of x."""
         device = x.device.type
-        if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        if autocasts(device) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(device))
         return _linear(x, None if self.bias is None else self.bias.to(x.dtype), self.quantized)
 

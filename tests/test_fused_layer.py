@@ -70,3 +70,12 @@ def test_conv1d_and_a_pending_shift():
     plain = layer(x)
     layer.fused = True
     torch.testing.assert_close(layer(x), plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_shapes_can_be_asked_on_the_meta_device(quantize):
+    model = nn.Sequential(linear(20, 12))
+    inject(model, "all-linear", RANK, ALPHA, fused=True, quantize=quantize).to("meta")
+    found = model(torch.ones(2, 5, 12, device="meta"))
+    assert found.is_meta
+    assert found.shape == (2, 5, 20)

@@ -3,8 +3,8 @@
     W (out, in) = U diag(S) Vᵀ;    A = diag(√(S_r / s)) V_rᵀ (rank, in),    B = U_r diag(√(S_r / s)) (out, rank)
     base <- W - s·BA = W - U_r diag(S_r) V_rᵀ, the residual: the model answers as before; its main part trains.
 
-Source: Meng et al. 2024 (arXiv:2404.02948), equations 2 to 4 (which name the factors the other way round and have no
-s: dividing it out, as PEFT does, makes the residual the same for every s). With `niter` the factors come from a
+Source: Meng et al. 2024 (arXiv:2404.02948), which names the factors the other way round and has no s: dividing it
+out, as PEFT does, makes the residual the same for every s. With `niter` the factors come from a
 randomized SVD, the paper's "fast SVD": another base in every run, unless the global seed is set.
 """
 

@@ -49,7 +49,9 @@ INITS: dict[str, Recipe] = {
     "default": Recipe(default_factors, "kept", "nothing", True, "Hu et al. 2021, arXiv:2106.09685"),
     "random": Recipe(random_factors, "kept", "nothing", False, "PEFT's False, for debugging"),
     "gaussian": Recipe(gaussian_factors, "kept", "nothing", True, "PEFT, after diffusers"),
-    "orthogonal": Recipe(orthogonal_factors, "kept", "nothing", True, "PEFT, after Zhang et al. 2025"),
+    "orthogonal": Recipe(
+        orthogonal_factors, "kept", "nothing", True, "PEFT, after datta0.github.io/posts/rethink-lora-init"
+    ),
     "pissa": Recipe(pissa_factors, "residual", "weight", True, "Meng et al. 2024, arXiv:2404.02948"),
     "olora": Recipe(olora_factors, "residual", "weight", True, "Büyükakyüz 2024, arXiv:2406.01775"),
     "mica": Recipe(mica_factors, "kept", "weight", True, "MiCA 2026, arXiv:2604.01694", "A"),
