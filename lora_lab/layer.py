@@ -4,7 +4,6 @@ Source: Hu et al. 2021 (arXiv:2106.09685), equation 3. With rsLoRA s = alpha / s
 arXiv:2312.03732).
 """
 
-import math
 from numbers import Integral, Real
 
 import torch
@@ -15,7 +14,7 @@ from lora_lab.adapter import scale_of
 from lora_lab.base import is_linear, is_quantized, oriented_weight, weight_shape
 from lora_lab.fused import lora_linear
 from lora_lab.init import Init, Start, resolve
-from lora_lab.init.check import check_rank
+from lora_lab.init.check import check_positive, check_rank
 from lora_lab.product import add_low_rank
 
 
@@ -26,8 +25,7 @@ def check_settings(base: nn.Module, rank: int, alpha: float, dropout: float) -> 
     if not is_quantized(base) and not base.weight.is_floating_point():
         raise TypeError(f"the base weight must be floating point, got {base.weight.dtype}: dequantize it first")
     check_rank(rank, min(weight_shape(base)))
-    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < alpha < math.inf:
-        raise ValueError(f"alpha must be a positive finite number, got {alpha!r}")
+    check_positive(alpha, "alpha")
     if isinstance(dropout, bool) or not isinstance(dropout, Real) or not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
 

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from lora_lab.base import is_quantized
 from lora_lab.batches import IGNORE, batch_at, collate, fingerprint
 from lora_lab.checkpoint import Fixed, resume, save_checkpoint
+from lora_lab.init.check import check_positive
 from lora_lab.inject import lora_layers
 from lora_lab.modes import evaluating, modes_kept
 from lora_lab.variants.experts import expert_layers
@@ -179,8 +180,7 @@ def _check_settings(steps, lr, lr_ratio, batch_size, warmup, clip, seed, save_ev
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**40:
             raise ValueError(f"{name} must be a whole number from {low} to 2**40, got {value!r}")
     for name, value in (("lr", lr), ("lr_ratio", lr_ratio), ("clip", clip)):
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value!r}")
+        check_positive(value, name)
     if not isinstance(warmup, int | float) or not 0 <= warmup <= 1:
         raise ValueError(f"warmup is a share of the steps, 0 to 1, got {warmup!r}")
 

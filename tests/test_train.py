@@ -201,7 +201,7 @@ BAD = {
     "steps 1.5": ({"steps": 1.5}, "steps .* got 1.5"),
     "steps True": ({"steps": True}, "steps .* got True"),
     "batch 0": ({"batch_size": 0}, "batch_size .* got 0"),
-    "lr 0": ({"lr": 0}, "lr must be positive and finite, got 0"),
+    "lr 0": ({"lr": 0}, "lr must be a positive finite number, got 0"),
     "lr nan": ({"lr": math.nan}, "lr .* got nan"),
     "lr inf": ({"lr": math.inf}, "lr .* got inf"),
     "lr str": ({"lr": "1e-3"}, "lr .* got '1e-3'"),

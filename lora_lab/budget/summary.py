@@ -1,7 +1,6 @@
 """Everything about one training run in one object: counts, memory, file size, FLOPs, GPUs."""
 
 import functools
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -18,6 +17,7 @@ from lora_lab.budget.plan import Plan
 from lora_lab.budget.rules import How
 from lora_lab.budget.sites import adapter_sites, check_method, count_sites
 from lora_lab.budget.storage import METADATA, adapter_file_bytes, code_bytes
+from lora_lab.init.check import check_positive
 from lora_lab.inject import Count
 from lora_lab.targets import ALL_LINEAR
 
@@ -76,12 +76,12 @@ class Budget:
 
     def seconds(self, gpu: str, tokens: float | None = None, mfu: float = 0.4) -> float:
         """Time of one step, or of a run over so many tokens, on a GPU of `GPUS` that reaches `mfu` of its peak."""
-        flops = self.flops_per_step if tokens is None else self.flops_per_token * _positive("tokens", tokens)
+        flops = self.flops_per_step if tokens is None else self.flops_per_token * check_positive(tokens, "tokens")
         return devices.seconds(flops, gpu, mfu)
 
     def cost(self, gpu: str, tokens: float, price_per_hour: float, mfu: float = 0.4) -> float:
         """Price of a run over so many tokens, in the currency of `price_per_hour`."""
-        return self.seconds(gpu, tokens, mfu) / 3600 * _positive("price_per_hour", price_per_hour)
+        return self.seconds(gpu, tokens, mfu) / 3600 * check_positive(price_per_hour, "price_per_hour")
 
     def saved_by_layer(self) -> dict[str, int]:
         """What one decoder layer in the middle keeps for its backward pass: bytes by operation, in order."""
@@ -197,9 +197,3 @@ def _dtype(name: str, value: str | torch.dtype) -> torch.dtype:
     if found not in DTYPES.values():
         raise ValueError(f"{name} must be one of {', '.join(DTYPES)}, got {value!r}")
     return found
-
-
-def _positive(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be positive and finite, got {value!r}")
-    return value

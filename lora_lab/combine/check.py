@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lora_lab.adapter import Adapter, Factors
-from lora_lab.init.check import check_matrix
+from lora_lab.init.check import check_matrix, check_positive
 
 
 class Part(NamedTuple):
@@ -81,9 +81,7 @@ def check_adapter(adapter: Adapter, name: str = "the adapter") -> None:
         if factors.A.shape[0] != factors.B.shape[1]:
             shapes = f"A {tuple(factors.A.shape)} and B {tuple(factors.B.shape)}"
             raise ValueError(f"{name}, {path!r}: {shapes} are not (rank, in) and (out, rank) of one rank")
-        alpha = factors.alpha
-        if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < alpha < math.inf:
-            raise ValueError(f"{name}, {path!r}: alpha must be a positive finite number, got {alpha!r}")
+        check_positive(factors.alpha, f"{name}, {path!r}: alpha")
 
 
 def _unify(path: str, found: list[tuple[int, Factors, float]]) -> list[Part]:

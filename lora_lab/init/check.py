@@ -13,11 +13,11 @@ def check_rank(rank: int, limit: int, name: str = "rank") -> int:
     return int(rank)
 
 
-def check_scale(scale: float) -> float:
-    """`scale` as a float. Raises ValueError unless it is positive and finite."""
-    if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 < scale < float("inf"):
-        raise ValueError(f"scale must be a positive finite number, got {scale!r}")
-    return float(scale)
+def check_positive(value: float, name: str) -> float:
+    """`value` as a float. Raises ValueError unless it is a positive finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
+    return float(value)
 
 
 def check_matrix(matrix: Tensor, name: str = "weight", meta: bool = False) -> Tensor:
@@ -43,7 +43,7 @@ def check_weight(weight: Tensor, rank: int, scale: float = 1.0) -> Tensor:
     """
     check_matrix(weight)
     check_rank(rank, min(weight.shape))
-    check_scale(scale)
+    check_positive(scale, "scale")
     wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
     refuse_not_finite(wide, "weight")
     return wide

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lora_lab.init.check import check_matrix, check_rank, check_scale
+from lora_lab.init.check import check_matrix, check_positive, check_rank
 
 
 class Components(NamedTuple):
@@ -41,7 +41,7 @@ def eva_factors(
     width, not finite, or zero where `whiten` would divide.
     """
     check_matrix(weight)
-    check_scale(scale)
+    check_positive(scale, "scale")
     check_rank(rank, min(weight.shape))
     V, S = components.directions, components.singular_values
     check_matrix(V, "components")

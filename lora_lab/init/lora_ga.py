@@ -10,12 +10,11 @@ changes the start). `form="paper"` has neither.
 """
 
 import math
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
-from lora_lab.init.check import check_matrix, check_weight, refuse_not_finite
+from lora_lab.init.check import check_matrix, check_positive, check_weight, refuse_not_finite
 from lora_lab.init.eva import positive
 from lora_lab.lowrank import top_svd
 
@@ -116,8 +115,7 @@ def _check_options(W: Tensor, rank: int, direction: str, stabilization: str, gam
             raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
     if 2 * rank > min(W.shape):
         raise ValueError(f"LoRA-GA takes 2·rank singular vectors: 2·{rank} > min(out, in) = {min(W.shape)}")
-    if isinstance(gamma, bool) or not isinstance(gamma, Real) or not 0 < gamma < math.inf:
-        raise ValueError(f"gamma must be a positive finite number, got {gamma!r}")
+    check_positive(gamma, "gamma")
     if niter is not None and (isinstance(niter, bool) or not isinstance(niter, int) or niter < 0):
         raise ValueError(f"niter must be None or a whole number from 0, got {niter!r}")
 

@@ -11,7 +11,7 @@ PEFT, which rounds B to the base's dtype; here the caller keeps it wide.
 import torch
 from torch import Tensor
 
-from lora_lab.init.check import check_scale
+from lora_lab.init.check import check_positive
 from lora_lab.lowrank import bottom_left
 
 
@@ -21,6 +21,6 @@ def mica_factors(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tenso
 
     `scale` only has to be positive and finite. Raises TypeError or ValueError as `check_weight` does.
     """
-    check_scale(scale)
+    check_positive(scale, "scale")
     B = bottom_left(weight, rank)
     return B.new_zeros(rank, weight.shape[1]), B.contiguous()

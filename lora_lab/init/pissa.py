@@ -13,7 +13,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from lora_lab.init.check import check_scale, check_weight
+from lora_lab.init.check import check_positive, check_weight
 from lora_lab.init.random import random_factors
 from lora_lab.lowrank import top_svd
 
@@ -28,7 +28,7 @@ def pissa_factors(weight: Tensor, rank: int, scale: float, niter: int | None = N
     Raises TypeError or ValueError as `check_weight` does, and for a `niter` that is no whole number from 0.
     """
     if niter is None:
-        scale = check_scale(scale)
+        scale = check_positive(scale, "scale")
         U, S, Vh = top_svd(weight, rank)
     else:
         W = check_weight(weight, rank, scale)

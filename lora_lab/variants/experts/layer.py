@@ -13,7 +13,7 @@ update of less than half a unit of W's last place is lost. `fused` forms none of
 
 import math
 from collections.abc import Mapping
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lora_lab.adapter import scale_of
-from lora_lab.init.check import check_rank
+from lora_lab.init.check import check_positive, check_rank
 from lora_lab.product import add_low_rank
 from lora_lab.variants.experts.products import experts_by_products
 
@@ -127,8 +127,7 @@ def check_expert_settings(weight: Tensor, rank: int, alpha: float, init: Any = T
     if weight.dtype not in DTYPES:
         raise TypeError(f"the experts must be fp64, fp32, bf16 or fp16, got {weight.dtype}: dequantize them first")
     check_rank(rank, min(weight.shape[1:]))
-    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < alpha < math.inf:
-        raise ValueError(f"alpha must be a positive finite number, got {alpha!r}")
+    check_positive(alpha, "alpha")
     if not isinstance(init, bool | tuple) and init != "gaussian":
         raise ValueError(f"init of experts must be True, False or 'gaussian', got {init!r}")
 
