@@ -57,11 +57,12 @@ def source_hash(notebook: NotebookNode) -> str:
 
 def data_hash(code: str) -> str:
     """Of the files that the outputs of `code` depend on, by name and content: the base model's weights, the tasks, and
-    those measurements that the code names.
+    those measurements and published figures that the code names.
 
     Text counts the same with either line ending. Takes 10 to 20 ms.
     """
-    named = [file for file in paths.MEASUREMENTS.glob("*.json") if file.name in code]
+    recorded = [*paths.MEASUREMENTS.glob("*.json"), *paths.PUBLISHED.glob("*.csv")]
+    named = [file for file in recorded if file.name in code]
     files = [paths.BASE / "model.safetensors", *paths.TASKS.glob("*.jsonl"), *named]
     whole = hashlib.sha256()
     for file in sorted(file for file in files if file.is_file()):
