@@ -3,25 +3,40 @@
     rank_explorer(matrices)        truncate a matrix to rank r and see what is lost
     sample_matrices(rows, cols)    a picture and pure noise, to compare with
     rank_alpha_explorer(...)       what rank, alpha and the scaling rule do to s·BA
+    training_explorer(...)         the first step of a layer, and real runs in the background beside it
+    budget_explorer(...)           parameters, memory, file, GPUs and hours of a training run
+    cost_explorer(...)             hours and money, and the assumptions behind them
     quiz(question, options)        a question with an explanation for every answer
 
 Needs ipywidgets and matplotlib, so `import lora_lab` leaves it alone.
 """
 
+from lora_lab.widgets.budget import BudgetExplorer, budget_explorer
 from lora_lab.widgets.canvas import BlitCanvas
+from lora_lab.widgets.cost import CostExplorer, cost_explorer
 from lora_lab.widgets.explorer import Explorer
 from lora_lab.widgets.quiz import Quiz, quiz
 from lora_lab.widgets.rank import RankExplorer, rank_explorer, sample_matrices
 from lora_lab.widgets.rank_alpha import RankAlphaExplorer, rank_alpha_explorer
+from lora_lab.widgets.training import TrainingExplorer, training_explorer
+from lora_lab.widgets.training_figure import Run, train_now
 
 __all__ = [
     "BlitCanvas",
+    "BudgetExplorer",
+    "CostExplorer",
     "Explorer",
     "Quiz",
     "RankAlphaExplorer",
     "RankExplorer",
+    "Run",
+    "TrainingExplorer",
+    "budget_explorer",
+    "cost_explorer",
     "quiz",
     "rank_alpha_explorer",
     "rank_explorer",
     "sample_matrices",
+    "train_now",
+    "training_explorer",
 ]

@@ -1,0 +1,162 @@
+"""The cost explorer: hours = FLOPs / (GPUs · peak · mfu), money = hours · GPUs · price; every assumption on a slider.
+
+A claimed run stands beside it as a cross. Over hours and money, both logarithmic, a fleet at one price is a straight
+line: the run moves along it when the work changes, and the line moves when the price does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import ipywidgets
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from lora_lab import plots
+from lora_lab.budget import GPUS, budget, skeleton
+from lora_lab.plots.style import GREY, WIDTH
+from lora_lab.widgets.explorer import LABELLED, Explorer
+
+HEIGHT = 3.7  # inches
+HOURS, MONEY = (0.02, 5e4), (0.5, 5e6)  # the ends of the axes
+MODELS = ("Llama-3.2-1B", "Llama-3-8B", "Llama-2-13B", "Llama-2-70B")
+CLAIM = (19 * 24.0, 47_000.0)
+EXAMPLES, LENGTHS = (1_000, 5_000, 10_000, 50_000, 100_000, 500_000, 1_000_000), (128, 256, 512, 1024, 2048, 4096)
+GPU_COUNTS = (1, 2, 4, 8, 16, 32, 64)
+METHODS = ("full", "lora")
+
+
+class Cost(NamedTuple):
+    """Of a whole run."""
+
+    tokens: float
+    flops: float
+    hours: float  # wall clock
+    gpu_hours: float
+    money: float
+
+
+def cost_explorer(
+    model: str = "Llama-2-70B",
+    method: str = "full",
+    examples: int = 50_000,
+    length: int = 512,
+    claim: tuple[float, float] = CLAIM,
+) -> CostExplorer:
+    """Explore hours and money of a run. claim: (hours, money) of a run that somebody reports, drawn as a cross.
+
+    Raises ValueError for a start that the controls cannot be set to, or a claim that is not positive."""
+    return CostExplorer(model, method, examples, length, claim)
+
+
+class CostExplorer(Explorer):
+    """See `cost_explorer`. Every control is an attribute, `cost` is what follows from them."""
+
+    def __init__(self, model: str, method: str, examples: int, length: int, claim: tuple[float, float]) -> None:
+        starts = (("model", model, MODELS), ("method", method, METHODS), ("examples", examples, EXAMPLES))
+        for name, value, allowed in (*starts, ("length", length, LENGTHS)):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+        if min(claim) <= 0:
+            raise ValueError(f"claim must be positive hours and money, got {claim}")
+        self.claim = tuple(map(float, claim))
+        for name in MODELS:
+            skeleton(name)
+        self._make_controls(model, method, examples, length)
+        with plots.style():
+            fig = self._figure()
+        controls = [self.model, self.method, self.checkpointing, self.examples, self.length, self.epochs]
+        controls += [self.gpu, self.gpus, self.mfu, self.price]
+        self._assemble(fig, [self._line, self._point, self._says], controls)
+
+    @property
+    def cost(self) -> Cost:
+        """For what is set."""
+        run = budget(
+            self.model.value, self.method.value, length=self.length.value, checkpointing=self.checkpointing.value
+        )
+        tokens = float(self.examples.value) * self.length.value * self.epochs.value
+        gpu_hours = run.seconds(self.gpu.value, tokens, self.mfu.value) / 3600
+        money = gpu_hours * self.price.value
+        return Cost(tokens, run.flops_per_token * tokens, gpu_hours / self.gpus.value, gpu_hours, money)
+
+    def readout(self) -> str:
+        """The numbers for the present setting, as HTML."""
+        c = self.cost
+        hours, money = self.claim
+        implied = self.mfu.value * c.hours / hours
+        return (
+            f"{c.tokens:,.0f} tokens, {c.flops:.2g} FLOPs: <b>{c.hours:,.1f} hours</b> ({c.hours / 24:,.2f} days) on "
+            f"{self.gpus.value} × {self.gpu.value}, {c.gpu_hours:,.0f} GPU hours, <b>${c.money:,.0f}</b>.<br>"
+            f"The claim: {hours / 24:,.0f} days and ${money:,.0f}, {hours / c.hours:,.1f} times the hours and "
+            f"{money / c.money:,.1f} times the money. It would need an mfu of {implied:.2%} here, and "
+            f"${money / (hours * self.gpus.value):,.2f} for a GPU and hour."
+        )
+
+    def alt(self) -> str:
+        """The text alternative for the present setting."""
+        c = self.cost
+        return (
+            f"Money against hours, both axes logarithmic. {self.method.value.capitalize()} fine-tuning of "
+            f"{self.model.value} on {self.examples.value:,} examples of {self.length.value} tokens, epochs: "
+            f"{self.epochs.value}, takes {c.hours:,.1f} hours and ${c.money:,.0f} on {self.gpus.value} GPUs at mfu "
+            f"{self.mfu.value:.2f}. A cross "
+            f"marks the claim, {self.claim[0] / 24:,.0f} days and ${self.claim[1]:,.0f}."
+        )
+
+    def _figure(self) -> Figure:
+        fig = Figure(figsize=(WIDTH, HEIGHT))
+        ax = fig.add_axes((0.14, 0.15, 0.83, 0.74))
+        ax.set(xscale="log", yscale="log", xlim=HOURS, ylim=MONEY, xlabel="hours (wall clock)", ylabel="money ($)")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.7g}"))
+        ax.set_title("Money and hours follow from seven assumptions")
+        for place, word in ((1, "an hour"), (24, "a day"), (168, "a week"), (720, "a month")):
+            ax.axvline(place, color=GREY, linewidth=0.8, linestyle=":", marker="")
+            ax.text(place, MONEY[0] * 1.35, f" {word}", color=GREY, size=8.5)
+        ax.plot(*([value] for value in self.claim), linestyle="", marker="x", markersize=11, mew=2.6, color="#D55E00")
+        ax.annotate("the claim", self.claim, (-10, 0), textcoords="offset points", va="center", ha="right")
+        (self._line,) = ax.plot([], [], color=GREY, linestyle="--", marker="", linewidth=1.2)
+        (self._point,) = ax.plot([], [], color=plots.COLOURS[0], linestyle="", marker="o", markersize=10)
+        self._says = ax.text(1, 1, "", va="bottom", ha="right", weight="bold")
+        return fig
+
+    def _move(self) -> None:
+        c = self.cost
+        ends = np.array(HOURS)
+        self._line.set_data(ends, ends * self.gpus.value * self.price.value)
+        x, y = np.clip(c.hours, *HOURS), np.clip(c.money, *MONEY)
+        self._point.set_data([x], [y])
+        self._says.set_position((x / 1.15, y * 1.25))
+        self._says.set_text(f"{c.hours:,.1f} h, ${c.money:,.0f}")
+        self._says.set_ha("right" if x > 1 else "left")
+
+    def _make_controls(self, model: str, method: str, examples: int, length: int) -> None:
+        def drop(name: str, options: Any, value: Any, width: int = 210) -> ipywidgets.Dropdown:
+            layout = {"width": f"{width}px"}
+            return ipywidgets.Dropdown(
+                options=list(options), value=value, description=name, style=LABELLED, layout=layout
+            )
+
+        def slide(name: str, options: Any, value: Any) -> ipywidgets.SelectionSlider:
+            options = [(f"{option:,}", option) for option in options]
+            return ipywidgets.SelectionSlider(
+                options=options, value=value, description=name, style=LABELLED, layout={"width": "300px"}
+            )
+
+        self.model, self.method = drop("model", MODELS, model), drop("method", METHODS, method, 150)
+        self.checkpointing = ipywidgets.Checkbox(
+            value=True, description="checkpointing", indent=False, layout={"width": "140px"}
+        )
+        self.examples, self.length = (
+            slide("examples", EXAMPLES, examples),
+            slide("tokens in an example", LENGTHS, length),
+        )
+        self.gpu, self.gpus = drop("GPU", GPUS, "A100 80GB"), slide("number of GPUs", GPU_COUNTS, 8)
+        look = {"style": LABELLED, "layout": {"width": "300px"}}
+        self.epochs = ipywidgets.IntSlider(1, 1, 10, description="epochs", **look)
+        self.mfu = ipywidgets.FloatSlider(0.3, min=0.01, max=0.6, step=0.01, description="mfu", **look)
+        self.price = ipywidgets.FloatSlider(
+            2.0, min=0.5, max=15, step=0.5, description="price of a GPU hour ($)", **look
+        )

@@ -1,0 +1,325 @@
+"""Answers to exercises 2.7, 2.8 and 2.9 of notebook 02."""
+
+import copy
+import math
+
+import torch
+
+from . import right, wrong
+
+
+def rank_under(limit, shapes, bytes_per_number, header):
+    unit = bytes_per_number * sum(out + in_ for out, in_ in shapes)
+    fits = (limit - header) // unit
+    return max(0, min(fits, min(min(shape) for shape in shapes)))
+
+
+def by_trying(limit, shapes, bytes_per_number, header):
+    rank, highest = 0, min(side for shape in shapes for side in shape)
+    while rank < highest:
+        size = header + sum(bytes_per_number * (rank + 1) * (out + in_) for out, in_ in shapes)
+        if size > limit:
+            break
+        rank += 1
+    return rank
+
+
+def quotient(divide, cap=True):
+    """Another way to divide, with the right limits around it."""
+
+    def does(limit, shapes, item, header):
+        found = divide(limit, item, header, sum(map(sum, shapes)), shapes)
+        return max(0, min(found, *map(min, shapes))) if cap else found
+
+    return does
+
+
+RANK = [
+    right("2.7", "division", rank_under),
+    right("2.7", "tried", by_trying),
+    right("2.7", "floor of a float", quotient(lambda lim, b, head, sides, _: math.floor((lim - head) / (b * sides)))),
+    wrong("2.7", "ceil", "rounds up", quotient(lambda lim, b, head, sides, _: math.ceil((lim - head) / (b * sides)))),
+    wrong("2.7", "round", "to the nearest", quotient(lambda lim, b, head, sides, _: round((lim - head) / (b * sides)))),
+    wrong(
+        "2.7",
+        "strictly below",
+        "exactly the limit is allowed",
+        quotient(lambda lim, b, head, sides, _: (lim - head - 1) // (b * sides)),
+    ),
+    wrong("2.7", "no header", "forgets the header", quotient(lambda lim, b, head, sides, _: lim // (b * sides))),
+    wrong(
+        "2.7", "numbers", "counts numbers, not bytes", quotient(lambda lim, b, head, sides, _: (lim - head) // sides)
+    ),
+    wrong(
+        "2.7",
+        "always fp32",
+        "always takes 4 bytes",
+        quotient(lambda lim, b, head, sides, _: (lim - head) // (4 * sides)),
+    ),
+    wrong(
+        "2.7",
+        "always half",
+        "always takes 2 bytes",
+        quotient(lambda lim, b, head, sides, _: (lim - head) // (2 * sides)),
+    ),
+    wrong(
+        "2.7",
+        "product",
+        "divides by in · out",
+        quotient(lambda lim, b, head, _, shapes: (lim - head) // (b * sum(o * i for o, i in shapes))),
+    ),
+    wrong(
+        "2.7",
+        "no cap",
+        "goes beyond the shortest side",
+        quotient(lambda lim, b, head, sides, _: max(0, (lim - head) // (b * sides)), cap=False),
+    ),
+    wrong(
+        "2.7",
+        "cap by the largest matrix",
+        "must suit every matrix",
+        quotient(
+            lambda lim, b, head, sides, shapes: max(0, min((lim - head) // (b * sides), max(map(min, shapes)))),
+            cap=False,
+        ),
+    ),
+    wrong(
+        "2.7",
+        "negative",
+        "gives a negative rank",
+        quotient(lambda lim, b, head, sides, shapes: min((lim - head) // (b * sides), *map(min, shapes)), cap=False),
+    ),
+    wrong("2.7", "at least one", "gives rank 1 where nothing fits", lambda *args: max(1, rank_under(*args))),
+    wrong(
+        "2.7",
+        "power of two",
+        "rounds down to a power of two",
+        lambda *args: 2 ** int(math.log2(rank_under(*args))) if rank_under(*args) else 0,
+    ),
+    wrong(
+        "2.7",
+        "a fraction",
+        "a rank is a whole number",
+        quotient(lambda lim, b, head, sides, _: (lim - head) / (b * sides), cap=False),
+    ),
+]
+
+
+def hours(parameters, tokens, method, checkpointing, gpus, tflops, mfu):
+    products = {"full": 3, "lora": 2}[method] + bool(checkpointing)
+    return products * 2 * parameters * tokens / (gpus * tflops * 1e12 * mfu) / 3600
+
+
+def by_parts(parameters, tokens, method, checkpointing, gpus, tflops, mfu):
+    forward = 2 * parameters * tokens
+    backward = forward * (2 if method == "full" else 1)
+    again = forward if checkpointing else 0
+    per_second = gpus * mfu * tflops * 10**12
+    return (forward + backward + again) / per_second / 60 / 60
+
+
+def by_gpu_seconds(parameters, tokens, method, checkpointing, gpus, tflops, mfu):
+    per_token = {("full", False): 6, ("full", True): 8, ("lora", False): 4, ("lora", True): 6}
+    flops = per_token[method, bool(checkpointing)] * parameters * tokens
+    gpu_seconds = flops / 1e12 / tflops / mfu
+    return torch.tensor(gpu_seconds / gpus / 3600, dtype=torch.float64)
+
+
+def products(count):
+    """`hours` with another number of products."""
+    return lambda n, tokens, method, again, *speed: count(method, again) / 2 * hours(n, tokens, "lora", False, *speed)
+
+
+def scaled(factor):
+    return lambda *args: hours(*args) * factor(*args[4:])
+
+
+HOURS = [
+    right("2.8", "products", hours),
+    right("2.8", "part by part", by_parts),
+    right("2.8", "a table, as a tensor", by_gpu_seconds),
+    wrong("2.8", "six for LoRA", "takes 6 FLOPs", lambda n, t, method, *rest: hours(n, t, "full", *rest)),
+    wrong("2.8", "four for all", "the FLOPs of LoRA", lambda n, t, method, *rest: hours(n, t, "lora", *rest)),
+    wrong("2.8", "no backward for LoRA", "LoRA's backward pass", products(lambda m, c: 1 + 2 * (m == "full") + c)),
+    wrong("2.8", "forward alone", "leaves out the backward pass", products(lambda m, c: 1 + c)),
+    wrong("2.8", "no checkpointing", "ignores checkpointing", lambda n, t, m, c, *rest: hours(n, t, m, False, *rest)),
+    wrong(
+        "2.8", "everything again", "repeats everything", products(lambda m, c: (2 + (m == "full")) * (2 if c else 1))
+    ),
+    wrong("2.8", "always again", "always on", lambda n, t, m, c, *rest: hours(n, t, m, True, *rest)),
+    wrong("2.8", "one per pair", "they are two", lambda *args: hours(*args) / 2),
+    wrong("2.8", "no mfu", "ignores mfu", scaled(lambda gpus, tflops, mfu: mfu)),
+    wrong("2.8", "times mfu", "multiplies by mfu", scaled(lambda gpus, tflops, mfu: mfu * mfu)),
+    wrong("2.8", "one GPU", "ignores the number of GPUs", scaled(lambda gpus, tflops, mfu: gpus)),
+    wrong("2.8", "times GPUs", "multiplies by the number", scaled(lambda gpus, tflops, mfu: gpus * gpus)),
+    wrong("2.8", "seconds", "gives seconds", scaled(lambda *_: 3600)),
+    wrong("2.8", "minutes", "gives minutes", scaled(lambda *_: 60)),
+    wrong("2.8", "days", "gives days", scaled(lambda *_: 1 / 24)),
+    wrong("2.8", "giga", "TFLOPS as GFLOPS", scaled(lambda *_: 1000)),
+    wrong("2.8", "no tera", "forgets that tera", scaled(lambda *_: 1e12)),
+    wrong("2.8", "text", "should be one number", lambda *args: f"{hours(*args):.1f} h"),
+]
+
+
+def mended(base_parameters, shapes, rank, weight_bytes, tokens, tflops, mfu):
+    trainable = sum(rank * (out + in_) for out, in_ in shapes)
+    return {
+        "trainable": trainable,
+        "percent": 100 * trainable / (base_parameters + trainable),
+        "adapter_mb": 4 * trainable / 1e6,
+        "standing_gb": (weight_bytes * base_parameters + 16 * trainable) / 1e9,
+        "hours": 4 * base_parameters * tokens / (tflops * 1e12 * mfu) / 3600,
+    }
+
+
+def in_steps(base_parameters, shapes, rank, weight_bytes, tokens, tflops, mfu):
+    numbers = float(rank * sum(out for out, _ in shapes) + rank * sum(in_ for _, in_ in shapes))
+    kinds = {"parameter": 4, "gradient": 4, "m": 4, "v": 4}
+    standing = base_parameters * weight_bytes + sum(numbers * size for size in kinds.values())
+    return {
+        "hours": 2 * 2 * base_parameters * tokens / 3600 / mfu / tflops / 1e12,
+        "standing_gb": standing * 1e-9,
+        "adapter_mb": numbers * kinds["parameter"] * 1e-6,
+        "percent": numbers / (base_parameters + numbers) * 100,
+        "trainable": numbers,
+        "note": "A and B in fp32",
+    }
+
+
+def by_lines(base_parameters, shapes, rank, weight_bytes, tokens, tflops, mfu):
+    report = dict.fromkeys(("trainable", "percent", "adapter_mb", "standing_gb", "hours"), 0.0)
+    for out, in_ in shapes:
+        report["trainable"] += rank * in_ + out * rank
+    trained, frozen = report["trainable"], base_parameters
+    report["percent"] = 100 - 100 * frozen / (frozen + trained)
+    report["adapter_mb"] = trained * 32 / 8 / 1_000_000
+    report["standing_gb"] = frozen * weight_bytes / 1e9 + 2 * trained * 8 / 1e9
+    report["hours"] = (2 * frozen + 2 * frozen) * tokens / (mfu * tflops * 1e12 * 3600)
+    return report
+
+
+def broken(base_parameters, shapes, rank, weight_bytes, tokens, tflops, mfu):
+    """As it stands in the notebook."""
+    trainable = sum(rank * out * in_ for out, in_ in shapes)
+    return {
+        "trainable": trainable,
+        "percent": 100 * trainable / base_parameters,
+        "adapter_mb": weight_bytes * trainable / 2**20,
+        "standing_gb": 4 * weight_bytes * base_parameters / 1e9,
+        "hours": 6 * base_parameters * tokens / (tflops * 1e12) / 3600,
+    }
+
+
+def still(line, value):
+    """`mended` but for one line: value(what is right, trainable, *arguments)."""
+
+    def does(*args):
+        report = mended(*args)
+        return report | {line: value(report[line], report["trainable"], *args)}
+
+    return does
+
+
+def adapter_line(line):
+    """`mended` with one line from the broken one, computed with the right count."""
+
+    def does(*args):
+        t, n, item = mended(*args)["trainable"], args[0], args[3]
+        left = {"percent": 100 * t / n, "adapter_mb": item * t / 2**20, "standing_gb": 4 * item * n / 1e9}
+        left["hours"] = broken(*args)["hours"]
+        return mended(*args) | {line: left[line]}
+
+    return does
+
+
+def without(line):
+    def does(*args):
+        report = copy.copy(mended(*args))
+        del report[line]
+        return report
+
+    return does
+
+
+REPORT = [
+    right("2.9", "mended", mended),
+    right("2.9", "in steps, another order", in_steps),
+    right("2.9", "line by line", by_lines),
+    wrong("2.9", "as it was", "trainable in your mended_report is still r · in · out", broken),
+    wrong("2.9", "base alone", "a share of the base alone", adapter_line("percent")),
+    wrong("2.9", "file as it was", "takes the base's", adapter_line("adapter_mb")),
+    wrong("2.9", "states of everything", "the frozen weights gradients and optimizer", adapter_line("standing_gb")),
+    wrong("2.9", "hours as they were", "takes 6 FLOPs", adapter_line("hours")),
+    wrong(
+        "2.9",
+        "A only",
+        "counts one factor only",
+        still("trainable", lambda y, t, n, s, r, *_: r * sum(i for _, i in s)),
+    ),
+    wrong("2.9", "no rank", "leaves out the rank", still("trainable", lambda y, t, n, s, r, *_: y // r)),
+    wrong("2.9", "share", "is a share, not a percentage", still("percent", lambda y, *_: y / 100)),
+    wrong(
+        "2.9",
+        "half file",
+        "PEFT keeps and writes A and B in fp32",
+        still("adapter_mb", lambda y, t, n, s, r, b, *_: b * t / 1e6),
+    ),
+    wrong("2.9", "MiB", "which is a MiB", still("adapter_mb", lambda y, t, *_: 4 * t / 2**20)),
+    wrong("2.9", "file of numbers", "counts numbers, not bytes", still("adapter_mb", lambda y, t, *_: t / 1e6)),
+    wrong(
+        "2.9",
+        "states of both",
+        "the frozen weights gradients and optimizer",
+        still("standing_gb", lambda y, t, n, s, r, b, *_: (4 * b * n + 16 * t) / 1e9),
+    ),
+    wrong(
+        "2.9",
+        "gradients of the base",
+        "gives the frozen weights gradients:",
+        still("standing_gb", lambda y, t, n, s, r, b, *_: (2 * b * n + 16 * t) / 1e9),
+    ),
+    wrong(
+        "2.9",
+        "states of the base",
+        "gives the frozen weights optimizer states:",
+        still("standing_gb", lambda y, t, n, s, r, b, *_: (3 * b * n + 16 * t) / 1e9),
+    ),
+    wrong(
+        "2.9",
+        "base alone stands",
+        "leaves out A and B, and",
+        still("standing_gb", lambda y, t, n, s, r, b, *_: b * n / 1e9),
+    ),
+    wrong(
+        "2.9",
+        "adapter in half",
+        "all four are fp32",
+        still("standing_gb", lambda y, t, n, s, r, b, *_: (b * n + 4 * b * t) / 1e9),
+    ),
+    wrong(
+        "2.9",
+        "adapter without states",
+        "without gradients and states",
+        still("standing_gb", lambda y, t, n, s, r, b, *_: (b * n + 4 * t) / 1e9),
+    ),
+    wrong(
+        "2.9",
+        "adapter without gradients",
+        "leaves out the gradients of A and B",
+        still("standing_gb", lambda y, t, n, s, r, b, *_: (b * n + 12 * t) / 1e9),
+    ),
+    wrong(
+        "2.9",
+        "no Adam",
+        "leaves out the states of A and B",
+        still("standing_gb", lambda y, t, n, s, r, b, *_: (b * n + 8 * t) / 1e9),
+    ),
+    wrong("2.9", "GiB", "which is a GiB", still("standing_gb", lambda y, *_: y * 1e9 / 2**30)),
+    wrong("2.9", "six", "frozen weights need no gradient", still("hours", lambda y, *_: 1.5 * y)),
+    wrong("2.9", "no mfu", "ignores mfu", still("hours", lambda y, *args: y * args[-1])),
+    wrong("2.9", "times mfu", "multiplies by mfu", still("hours", lambda y, *args: y * args[-1] ** 2)),
+    wrong("2.9", "forward alone", "leaves out the backward pass", still("hours", lambda y, *_: y / 2)),
+    wrong("2.9", "seconds", "is in seconds", still("hours", lambda y, *_: 3600 * y)),
+    wrong("2.9", "line lost", "has no hours", without("hours")),
+    wrong("2.9", "tuple", "should return a dict", lambda *args: tuple(mended(*args).values())),
+]
