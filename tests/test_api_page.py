@@ -24,6 +24,7 @@ def test_no_module_of_the_library_is_left_out():
     folder = api.PAGE.parent
     inside = {
         "__init__",
+        "background",
         "cli",
         "paths",
         "model_source",

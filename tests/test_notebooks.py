@@ -14,7 +14,14 @@ from lora_lab.course.execute import WIDGET, normalise, pictures
 from lora_lab.paths import NOTEBOOKS, PICTURES, ROOT
 
 LESSONS = sorted(NOTEBOOKS.glob("*.ipynb"))
-FEWEST_EXERCISES = {"00_start_here": 2, "01_rank_intuition": 5, "03_lora_from_scratch": 6}
+FEWEST_EXERCISES = {
+    "00_start_here": 2,
+    "01_rank_intuition": 5,
+    "02_parameter_math": 6,
+    "03_lora_from_scratch": 6,
+    "04_rank_alpha_scaling": 7,
+    "07_merging_and_validation": 6,
+}
 LARGEST = 12_000_000  # bytes, all lessons together: a clone stays quick
 
 lessons = pytest.mark.skipif(not LESSONS, reason="no lessons yet")

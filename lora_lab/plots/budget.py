@@ -31,7 +31,8 @@ def stacked_bars(
     """A horizontal bar for each label, its parts end to end, the total behind it.
 
     bars: label -> part -> length; a part that is missing or zero takes no room. limits: label -> a vertical line, such
-    as a GPU's memory. share: draw every bar to its own total, as percentages.
+    as a GPU's memory. share: draw every bar to its own total, as percentages. The legend names what is wide enough to
+    be seen in some bar.
     Raises ValueError when there is nothing to draw, or a length is negative."""
     not_empty(bars, "bars")
     named = list(dict.fromkeys(kind for parts in bars.values() for kind in parts))
@@ -44,7 +45,16 @@ def stacked_bars(
     rows, left = np.arange(len(bars)), np.zeros(len(bars))
     for kind, i in kinds.items():
         sizes = scale * [parts.get(kind, 0) for parts in bars.values()]
-        ax.barh(rows, sizes, left=left, height=0.68, label=kind, linewidth=0.6, **kind_style(i))
+        seen = max(sizes) > 0.004 * max(scale * totals)
+        ax.barh(
+            rows,
+            sizes,
+            left=left,
+            height=0.68,
+            label=kind if seen else "_too narrow to see",
+            linewidth=0.6,
+            **kind_style(i),
+        )
         left += sizes
     if not share:
         for row, total in zip(rows, totals, strict=True):

@@ -53,7 +53,7 @@ QUESTIONS = [
             (
                 "Neither: the frozen weights keep nothing.",
                 False,
-                "The frozen weights do not, but A and B need x and A x.",
+                "The frozen weights do not, but A and B need x and x Aᵀ.",
             ),
         ],
     ),

@@ -6,6 +6,7 @@
     training_explorer(...)         the first step of a layer, and real runs in the background beside it
     budget_explorer(...)           parameters, memory, file, GPUs and hours of a training run
     cost_explorer(...)             hours and money, and the assumptions behind them
+    merge_explorer(model, flips)   the error of merged weights, and what it does to answers
     quiz(question, options)        a question with an explanation for every answer
 
 Needs ipywidgets and matplotlib, so `import lora_lab` leaves it alone.
@@ -15,6 +16,7 @@ from lora_lab.widgets.budget import BudgetExplorer, budget_explorer
 from lora_lab.widgets.canvas import BlitCanvas
 from lora_lab.widgets.cost import CostExplorer, cost_explorer
 from lora_lab.widgets.explorer import Explorer
+from lora_lab.widgets.merge import LiveRatios, MergeExplorer, merge_explorer
 from lora_lab.widgets.quiz import Quiz, quiz
 from lora_lab.widgets.rank import RankExplorer, rank_explorer, sample_matrices
 from lora_lab.widgets.rank_alpha import RankAlphaExplorer, rank_alpha_explorer
@@ -26,6 +28,8 @@ __all__ = [
     "BudgetExplorer",
     "CostExplorer",
     "Explorer",
+    "LiveRatios",
+    "MergeExplorer",
     "Quiz",
     "RankAlphaExplorer",
     "RankExplorer",
@@ -33,6 +37,7 @@ __all__ = [
     "TrainingExplorer",
     "budget_explorer",
     "cost_explorer",
+    "merge_explorer",
     "quiz",
     "rank_alpha_explorer",
     "rank_explorer",

@@ -1,7 +1,8 @@
 """The cost explorer: hours = FLOPs / (GPUs · peak · mfu), money = hours · GPUs · price; every assumption on a slider.
 
 A claimed run stands beside it as a cross. Over hours and money, both logarithmic, a fleet at one price is a straight
-line: the run moves along it when the work changes, and the line moves when the price does.
+line (dashed): the run moves along it when the work or the mfu changes, up and down with it when the price does, and
+to the left and right with it when the number of GPUs does.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class CostExplorer(Explorer):
             fig = self._figure()
         controls = [self.model, self.method, self.checkpointing, self.examples, self.length, self.epochs]
         controls += [self.gpu, self.gpus, self.mfu, self.price]
-        self._assemble(fig, [self._line, self._point, self._says], controls)
+        self._assemble(fig, [self._line, self._rate, self._point, self._says], controls)
 
     @property
     def cost(self) -> Cost:
@@ -101,7 +102,7 @@ class CostExplorer(Explorer):
             f"Money against hours, both axes logarithmic. {self.method.value.capitalize()} fine-tuning of "
             f"{self.model.value} on {self.examples.value:,} examples of {self.length.value} tokens, epochs: "
             f"{self.epochs.value}, takes {c.hours:,.1f} hours and ${c.money:,.0f} on {self.gpus.value} GPUs at mfu "
-            f"{self.mfu.value:.2f}. A cross "
+            f"{self.mfu.value:.3f}. A cross "
             f"marks the claim, {self.claim[0] / 24:,.0f} days and ${self.claim[1]:,.0f}."
         )
 
@@ -111,13 +112,17 @@ class CostExplorer(Explorer):
         ax.set(xscale="log", yscale="log", xlim=HOURS, ylim=MONEY, xlabel="hours (wall clock)", ylabel="money ($)")
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.7g}"))
-        ax.set_title("Money and hours follow from seven assumptions")
+        ax.set_title("How far is the run from the claim?")
         for place, word in ((1, "an hour"), (24, "a day"), (168, "a week"), (720, "a month")):
             ax.axvline(place, color=GREY, linewidth=0.8, linestyle=":", marker="")
             ax.text(place, MONEY[0] * 1.35, f" {word}", color=GREY, size=8.5)
         ax.plot(*([value] for value in self.claim), linestyle="", marker="x", markersize=11, mew=2.6, color="#D55E00")
-        ax.annotate("the claim", self.claim, (-10, 0), textcoords="offset points", va="center", ha="right")
+        ax.annotate("the claim", self.claim, (9, -7), textcoords="offset points", va="top", ha="left")
         (self._line,) = ax.plot([], [], color=GREY, linestyle="--", marker="", linewidth=1.2)
+        (width, height), decades = ax.get_position().size * fig.get_size_inches(), np.log10([HOURS, MONEY]) @ (-1, 1)
+        slope = np.degrees(np.arctan2(height / decades[1], width / decades[0]))
+        look = {"rotation": slope, "rotation_mode": "anchor", "ha": "right", "va": "top"}
+        self._rate = ax.text(1, 1, "", color=GREY, size=8.5, **look)
         (self._point,) = ax.plot([], [], color=plots.COLOURS[0], linestyle="", marker="o", markersize=10)
         self._says = ax.text(1, 1, "", va="bottom", ha="right", weight="bold")
         return fig
@@ -126,6 +131,10 @@ class CostExplorer(Explorer):
         c = self.cost
         ends = np.array(HOURS)
         self._line.set_data(ends, ends * self.gpus.value * self.price.value)
+        rate = self.gpus.value * self.price.value
+        end = min(0.6 * HOURS[1], 0.6 * MONEY[1] / rate)
+        self._rate.set_position((end, 0.85 * end * rate))
+        self._rate.set_text(f"{self.gpus.value} GPUs at ${self.price.value:.2f} an hour")
         x, y = np.clip(c.hours, *HOURS), np.clip(c.money, *MONEY)
         self._point.set_data([x], [y])
         self._says.set_position((x / 1.15, y * 1.25))
@@ -155,8 +164,10 @@ class CostExplorer(Explorer):
         )
         self.gpu, self.gpus = drop("GPU", GPUS, "A100 80GB"), slide("number of GPUs", GPU_COUNTS, 8)
         look = {"style": LABELLED, "layout": {"width": "300px"}}
-        self.epochs = ipywidgets.IntSlider(1, 1, 10, description="epochs", **look)
-        self.mfu = ipywidgets.FloatSlider(0.3, min=0.01, max=0.6, step=0.01, description="mfu", **look)
+        self.epochs = ipywidgets.IntSlider(1, 1, 120, description="epochs", **look)
+        self.mfu = ipywidgets.FloatSlider(  # from idle nearly all the time, which a claim may imply
+            0.3, min=0.001, max=0.6, step=0.001, readout_format=".3f", description="mfu", **look
+        )
         self.price = ipywidgets.FloatSlider(
-            2.0, min=0.5, max=15, step=0.5, description="price of a GPU hour ($)", **look
+            2.0, min=0.5, max=15, step=0.1, description="price of a GPU hour ($)", **look
         )

@@ -37,9 +37,12 @@ def ranks(record: Record, seeds: int = SEEDS, all_ranks: tuple[int, ...] = RANKS
 
 
 def longer(record: Record, seeds: int = SEEDS) -> None:
-    """Three times the steps: does a small rank run out of room?"""
+    """Three times the steps: does a small rank run out of room? And five times on the far task: slow, or unable?"""
     for rank in (1, 64, 8):
         record.tuned(Setting(rank=rank, lr=LORA_RATE / 2, steps=300), seeds, choosing=1)
+    for rank in (64, 8):
+        far = Setting(task="cipher", examples=1600, rank=rank, lr=LORA_RATE / 2, steps=1000)
+        record.tuned(far, seeds, choosing=1)
 
 
 def targets(record: Record, seeds: int = SEEDS) -> None:
