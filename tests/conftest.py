@@ -23,6 +23,12 @@ def no_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder that is no workspace: a check that is passed here must not count as the reader's progress."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
 def course(tmp_path: Path):
     """Two small lessons, as the course would bring them."""
     return write_lessons(tmp_path / "notebooks")

@@ -1,48 +1,17 @@
-"""The checks of notebook 03 accept every right answer and name the mistake of every wrong one."""
+"""What the checks of notebook 03 take for right, and cases of their own. The answers: `test_checks_answers`."""
 
 import re
 
 import pytest
 import torch
-from answers import assert_accepted, assert_rejected, blank, each, sentence, wrong
-from answers.nb03_init import INIT
-from answers.nb03_layer import LAYER
+from answers import blank, sentence, wrong
 from answers.nb03_maths import FORWARD, GRADIENTS
-from answers.nb03_model import ADAPT
-from answers.nb03_names import MATCHES
-from answers.nb03_save import MERGE, STATE
-from answers.nb03_start import START
 
 from lora_lab.checks import exercises
 from lora_lab.checks.harness import Cases
 from lora_lab.checks.nb03_toy import Toy
 
-ANSWERS = FORWARD + INIT + GRADIENTS + LAYER + START + MATCHES + ADAPT + MERGE + STATE
-
-
-@pytest.fixture(autouse=True)
-def no_workspace(tmp_path, monkeypatch):
-    """Passing a check here must not count as a learner's progress."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LORA_LAB_WORKSPACE", raising=False)
-
-
-@each([answer for answer in ANSWERS if not answer.says])
-def test_accepts(answer, capsys):
-    assert_accepted(answer, capsys)
-
-
-@each([answer for answer in ANSWERS if answer.says])
-def test_rejects(answer, capsys):
-    assert_rejected(answer, capsys)
-
-
-@pytest.mark.parametrize("exercise", [f"3.{number}" for number in range(1, 9)])
-def test_blank(exercise):
-    said = sentence(wrong(exercise, "blank", "blank", blank(exercise)))
-    # A function in place of the class is noticed before it is called.
-    expected = "should be a class" if exercise == "3.4" else f"{exercise} is still blank: replace the raise line"
-    assert expected in said
+pytestmark = pytest.mark.usefixtures("away")
 
 
 def test_blank_class():

@@ -1,13 +1,7 @@
-"""The checks of notebook 04 accept every right answer and name the mistake of every wrong one."""
+"""What the checks of notebook 04 take for right, and cases of their own. The answers: `test_checks_answers`."""
 
 import pytest
 import torch
-from answers import assert_accepted, assert_rejected, blank, each, sentence, wrong
-from answers.nb04_budget import CHOICE, RANK
-from answers.nb04_diagnose import DIAGNOSE
-from answers.nb04_groups import GROUPS
-from answers.nb04_scale import RATE, SCALE
-from answers.nb04_step import GROWTH, UPDATE
 
 from lora_lab import inject
 from lora_lab.adapter import scale_of
@@ -21,30 +15,7 @@ from lora_lab.checks.nb04_step import right_growth
 from lora_lab.quizzes.nb04 import QUESTIONS
 from lora_lab.variants import parameter_groups
 
-ANSWERS = SCALE + UPDATE + GROWTH + RATE + GROUPS + RANK + CHOICE + DIAGNOSE
-
-
-@pytest.fixture(autouse=True)
-def no_workspace(tmp_path, monkeypatch):
-    """Passing a check here must not count as a learner's progress."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LORA_LAB_WORKSPACE", raising=False)
-
-
-@each([answer for answer in ANSWERS if not answer.says])
-def test_accepts(answer, capsys):
-    assert_accepted(answer, capsys)
-
-
-@each([answer for answer in ANSWERS if answer.says])
-def test_rejects(answer, capsys):
-    assert_rejected(answer, capsys)
-
-
-@pytest.mark.parametrize("exercise", [f"4.{number}" for number in range(1, 9)])
-def test_blank(exercise):
-    said = sentence(wrong(exercise, "blank", "blank", blank(exercise)))
-    assert said == f"{exercise} is still blank: replace the raise line with your code"
+pytestmark = pytest.mark.usefixtures("away")
 
 
 def test_the_librarys_scale_passes(capsys):
