@@ -203,6 +203,32 @@ def test_the_claim_is_reached_at_the_mfu_and_price_that_it_implies():
     assert price * 100 * 8 == pytest.approx(8_000)
 
 
+def test_two_sliders_bring_the_run_to_the_claim_and_neither_alone():
+    """The work moves it along the line of its price, the price off that line: as the lesson says."""
+    shown = cost_explorer()
+    start = shown.cost
+    shown.epochs.value = round(shown.claim[0] / start.hours)
+    assert shown.cost.hours == pytest.approx(shown.claim[0], rel=0.01)
+    assert shown.cost.money / shown.cost.hours == pytest.approx(start.money / start.hours)
+    assert shown.cost.money < 0.2 * shown.claim[1]
+    shown.price.value = shown.claim[1] / (shown.claim[0] * shown.gpus.value)
+    assert shown.cost.money == pytest.approx(shown.claim[1], rel=0.01)
+    shown.epochs.value, shown.mfu.value = 1, 0.3 * start.hours / shown.claim[0]  # the slider goes that low
+    assert shown.cost.hours == pytest.approx(shown.claim[0], rel=0.01)
+    shown.mfu.value, shown.gpus.value = 0.3, 16
+    assert (shown.cost.hours, shown.cost.gpu_hours) == pytest.approx((start.hours / 2, start.gpu_hours))
+
+
+def test_the_dashed_line_is_named_and_lies_where_its_name_says():
+    shown = cost_explorer()
+    shown.gpus.value, shown.price.value = 4, 2.5
+    assert shown._rate.get_text() == "4 GPUs at $2.50 an hour"
+    hours, money = (list(values) for values in shown._line.get_data())
+    assert [m / h for h, m in zip(hours, money, strict=True)] == pytest.approx([10, 10])
+    x, y = shown._rate.get_position()
+    assert y == pytest.approx(10 * x, rel=0.2)
+
+
 @pytest.mark.parametrize(
     ("control", "value"),
     [
@@ -244,8 +270,12 @@ def test_bars_end_where_their_parts_add_up():
         row = round(patch.get_y() + patch.get_height() / 2)
         ends[row] = max(ends.get(row, 0), patch.get_x() + patch.get_width())
     assert ends == {0: 4.0, 1: 6.0}
-    assert {text.get_text() for text in ax.texts} == {"4", "6"}
+    assert {text.get_text() for text in ax.texts} == {"4.0", "6.0"}
     assert ax.lines[0].get_xdata()[0] == 5.0
+    legend = {text.get_text() for text in fig.legends[0].get_texts()}
+    assert legend == {"x", "y", "limit"}
+    tiny = stacked_bars({"a": {"x": 3.0, "y": 2.0, "z": 0.001}}, "GB", "a title")  # too narrow to see in any bar
+    assert {text.get_text() for text in tiny.legends[0].get_texts()} == {"x", "y"}
     shares = stacked_bars({"a": {"x": 3.0, "y": 1.0}}, "%", "a title", share=True).axes[0].patches
     assert [patch.get_width() for patch in shares] == [75.0, 25.0]
 

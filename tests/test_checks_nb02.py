@@ -1,14 +1,10 @@
-"""The checks of notebook 02 accept every right answer and name the mistake of every wrong one.
+"""What the checks of notebook 02 take for right, and cases of their own. The answers: `test_checks_answers`.
 
 What they take for right is what the library, autograd and PEFT's own files say.
 """
 
 import pytest
 import torch
-from answers import assert_accepted, assert_rejected, blank, each, sentence, wrong
-from answers.nb02_counts import ATTENTION, OVERTAKES, PARAMETERS
-from answers.nb02_memory import BYTES, SAVED, SEGMENT
-from answers.nb02_plan import HOURS, RANK, REPORT
 from torch import nn
 
 from lora_lab import LoRALinear
@@ -20,31 +16,9 @@ from lora_lab.checks.nb02_plan import right_hours, right_rank
 from lora_lab.checks.nb02_report import right_report
 from lora_lab.checks.nb02_saved import TRAINS, held, right_saved, right_segment
 
-ANSWERS = PARAMETERS + ATTENTION + OVERTAKES + BYTES + SAVED + SEGMENT + RANK + HOURS + REPORT
 ATTENTION_NAMES, MLP_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
-
-@pytest.fixture(autouse=True)
-def no_workspace(tmp_path, monkeypatch):
-    """Passing a check here must not count as a learner's progress."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LORA_LAB_WORKSPACE", raising=False)
-
-
-@each([answer for answer in ANSWERS if not answer.says])
-def test_accepts(answer, capsys):
-    assert_accepted(answer, capsys)
-
-
-@each([answer for answer in ANSWERS if answer.says])
-def test_rejects(answer, capsys):
-    assert_rejected(answer, capsys)
-
-
-@pytest.mark.parametrize("exercise", [f"2.{number}" for number in range(1, 10)])
-def test_blank(exercise):
-    said = sentence(wrong(exercise, "blank", "blank", blank(exercise)))
-    assert f"{exercise} is still blank: replace the raise line" in said
+pytestmark = pytest.mark.usefixtures("away")
 
 
 # What the checks take for right

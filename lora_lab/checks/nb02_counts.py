@@ -116,6 +116,7 @@ def _changed(change: Callable[[Table, bool], Table]) -> Callable[..., Table]:
     return lambda h, n, kv, d, fused: change(right_attention(h, n, kv, d, fused), fused)
 
 
+HEAD_WIDTH = "takes hidden / heads for the width of a head: it is {head_dim} here, whatever hidden is"
 ATTENTION_MISTAKES = (
     Mistake("gives the shapes as (in, out): W is (out, in)", _changed(lambda t, _: tuple(s[::-1] for s in t))),
     Mistake(
@@ -128,8 +129,13 @@ ATTENTION_MISTAKES = (
         lambda h, n, kv, d, fused: _attention(h, n * d, n * d, fused),
     ),
     Mistake(
-        "takes hidden / heads for the width of a head: it is {head_dim} here, whatever hidden is",
+        HEAD_WIDTH,
         lambda h, n, kv, d, fused: _attention(h, h // n * n, h // n * kv, fused),
+    ),
+    Mistake(HEAD_WIDTH, lambda h, n, kv, d, fused: _attention(h, n * d, h // n * kv, fused)),
+    Mistake(
+        HEAD_WIDTH,  # but the output of all heads is as wide as it should be
+        lambda h, n, kv, d, fused: (*_attention(h, h, h // n * kv, fused)[:-1], (h, n * d)),
     ),
     Mistake(
         "takes hidden for the width of all queries: that is heads · head_dim = {heads} · {head_dim}",
@@ -179,8 +185,8 @@ def _read_table(got: Any, hidden: int, heads: int, kv_heads: int, head_dim: int,
 @exercise(
     "2.2",
     takes=("hidden", "heads", "kv_heads", "head_dim", "fused"),
-    points=2,
-    minutes=10,
+    points=1,
+    minutes=8,
     hints=(
         "Every matrix reads something and writes something. What does each of the four read? How wide is it?",
         "Queries are heads · head_dim wide, keys and values kv_heads · head_dim. q, k and v read the hidden vector; "
@@ -196,7 +202,7 @@ def attention_shapes(answer: Guard, cases: Cases) -> str:
         for groups in (4, 2, 3, 1):
             kv_heads, head_dim = cases.integer(2, 5), cases.integer(5, 16)
             heads = groups * kv_heads
-            hidden = heads * cases.integer(17, 24) + cases.pick((0, 1))  # never heads · head_dim
+            hidden = heads * cases.integer(17, 24)  # never heads · head_dim
             inputs.append((hidden, heads, kv_heads, head_dim, fused))
         inputs.append((96, 8, 1, cases.integer(5, 11), fused))  # one key-value head for all
     settings = iter(inputs)
@@ -220,8 +226,8 @@ def right_overtakes(hidden: int, query_width: int, kv_width: int, matrices: int)
 
 
 def _above(attention: int, matrices: int, hidden: int) -> int:
-    """The least f, at least 1, with m (h + f) > attention."""
-    return max(1, (attention - matrices * hidden) // matrices + 1)
+    """The least f with m (h + f) > attention. For two or three matrices it is above hidden / 3."""
+    return attention // matrices - hidden + 1
 
 
 OVERTAKE_MISTAKES = (
@@ -237,6 +243,15 @@ OVERTAKE_MISTAKES = (
     mistake(
         "gives keys and values the width of the queries: kv_width = {kv_width}",
         lambda h, q, k, m: right_overtakes(h, q, q, m),
+    ),
+    mistake(
+        "counts attention as 8 · hidden: only the hidden sides are {hidden} wide, queries are {query_width}, keys and "
+        "values {kv_width}",
+        lambda h, q, k, m: _above(8 * h, m, h),
+    ),
+    mistake(
+        "takes hidden for the width of the queries: query_width = {query_width}",
+        lambda h, q, k, m: right_overtakes(h, h, k, m),
     ),
     mistake(
         "counts one of k_proj and v_proj: there are both",
@@ -272,12 +287,12 @@ def _read_width(got: Any, _: int) -> int:
     "2.3",
     takes=("hidden", "query_width", "kv_width", "matrices"),
     points=1,
-    minutes=10,
+    minutes=8,
     hints=(
         "Write down both sums of in + out, with the MLP's width as the unknown. The rank stands on both sides.",
         "Attention: 2 (hidden + query_width) + 2 (hidden + kv_width). MLP: matrices · (hidden + width).",
         "balance = attention // matrices - hidden, and the first width above it is one more: at equality the MLP does "
-        "not have more yet. No width is below 1.",
+        "not have more yet.",
     ),
 )
 def mlp_overtakes_at(answer: Guard, cases: Cases) -> str:
@@ -288,7 +303,6 @@ def mlp_overtakes_at(answer: Guard, cases: Cases) -> str:
         query = kv * cases.integer(2, 5) + 3 * cases.integer(1, 9)
         inputs.append((hidden, query, kv, number_of))  # every balance is a whole number: equality can be told
     inputs += [(hidden + 1, query, kv, m) for hidden, query, kv, m in inputs[:3]]
-    inputs.append((100, 1, 1, 7))  # more than attention even at width 1
     count = judge(
         answer,
         inputs,

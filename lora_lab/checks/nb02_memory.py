@@ -19,7 +19,7 @@ def right_bytes(dtype_bytes: int, optimizer: str, master: bool) -> float:
     """Weight, gradient, master copy and states, from the library's own sizes of one large tensor."""
 
     size = 2**20
-    dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[dtype_bytes]
+    dtype = {2: torch.bfloat16, 4: torch.float32}[dtype_bytes]
     shapes = [((size,), dtype)]
     kept = state_bytes(optimizer, shapes, master) + (master_bytes(shapes) if master else 0)
     return whole(2 * dtype_bytes + kept / size)
@@ -44,6 +44,11 @@ def _eight(item: float) -> Callable[[int, str, bool], float]:
     return _parts(lambda d, o, m: item if o == "adamw-8bit" else _states(d, o, m))
 
 
+def _eight_if_master(item: float) -> Callable[[int, str, bool], float]:
+    """Everything right but the bytes of both 8-bit states beside a master copy."""
+    return _parts(lambda d, o, m: item if m and o == "adamw-8bit" else _states(d, o, m))
+
+
 BYTES_MISTAKES = (
     mistake(
         "leaves out the gradient, or the parameter itself: each takes {dtype_bytes} bytes",
@@ -55,7 +60,11 @@ BYTES_MISTAKES = (
         lambda d, o, m: right_bytes(d, o, m) - 2 * d,
     ),
     mistake("leaves out the fp32 master copy, 4 bytes", lambda d, o, m: right_bytes(d, o, m) - 4 * m),
-    mistake("counts 2 bytes for the master copy: it is fp32", lambda d, o, m: right_bytes(d, o, m) - 2 * m),
+    mistake(
+        "is 2 bytes short where there is a master copy: it takes 4 bytes, fp32, and stands beside the weight, which "
+        "keeps its {dtype_bytes}",
+        lambda d, o, m: right_bytes(d, o, m) - 2 * m,
+    ),
     mistake(
         "always adds a master copy: there is one only if master is True",
         lambda d, o, m: right_bytes(d, o, m) + 4 * (not m),
@@ -88,6 +97,14 @@ BYTES_MISTAKES = (
     mistake("counts one 8-bit state: m and v have a byte each", _eight(1 + 4 / BLOCK)),
     mistake("counts one 8-bit state: m and v have a byte each", _eight(1)),
     mistake("counts the scales once: m and v have scales of their own", _eight(2 + 4 / BLOCK)),
+    *(
+        mistake("widens the 8-bit states with the master copy: they stay one byte each", _eight_if_master(item))
+        for item in (8, 8 * (1 + 4 / BLOCK), 2 * (4 + 4 / BLOCK))
+    ),
+    mistake(
+        "multiplies the 8-bit states by the size of a number: they are one byte each, whatever the dtype",
+        _parts(lambda d, o, m: _states(d, o, m) * ((4 if m else d) if o == "adamw-8bit" else 1)),
+    ),
     mistake("gives every 8-bit number a scale: {got:.4g}; 256 numbers share one", _eight(2 * (1 + 4))),
 )
 
@@ -107,7 +124,7 @@ BYTES_MISTAKES = (
 )
 def bytes_per_parameter(answer: Guard, cases: Cases) -> str:
     """Bytes for each parameter that trains, by dtype, optimizer and master copies."""
-    inputs = [(d, o, m) for d, m in ((2, False), (4, False), (2, True), (8, False)) for o in OPTIMIZERS]
+    inputs = [(d, o, m) for d, m in ((2, False), (4, False), (2, True)) for o in OPTIMIZERS]
     inputs = [(4, "adamw", False), *cases.shuffled([case for case in inputs if case != (4, "adamw", False)])]
     count = judge(
         answer,

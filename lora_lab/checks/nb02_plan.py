@@ -175,6 +175,16 @@ HOURS_MISTAKES = (
         _passes(lambda method, again: 2 + (method == "full")),
     ),
     mistake(
+        "multiplies by 4/3 under checkpointing: the repeated forward pass is a third more in full fine-tuning only; "
+        "LoRA has two products, and the third makes it half more",
+        _passes(lambda method, again: (2 + (method == "full")) * (4 / 3 if again else 1)),
+    ),
+    mistake(
+        "multiplies by 3/2 under checkpointing: the repeated forward pass is half more with LoRA only; full "
+        "fine-tuning has three products, and the fourth makes it a third more",
+        _passes(lambda method, again: (2 + (method == "full")) * (3 / 2 if again else 1)),
+    ),
+    mistake(
         "repeats everything under checkpointing: only the forward pass is computed again",
         _passes(lambda method, again: (2 + (method == "full")) * (1 + again)),
     ),

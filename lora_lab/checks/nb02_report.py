@@ -40,6 +40,7 @@ def _line(line: str, *mistakes: tuple[str, Callable[..., float]]) -> tuple[Mista
 
 
 PRODUCT = "is still r · in · out: the factors have r (in + out) numbers"
+ADAPTER_PRODUCTS = "counts the adapter's own products: neglect them, and take the base's parameters alone"
 MISTAKES = {
     "trainable": _line(
         "trainable",
@@ -133,6 +134,8 @@ MISTAKES = {
         ),
         ("leaves out the backward pass: 2 FLOPs are the forward pass alone", lambda y, *_: y / 2),
         ("is in seconds", lambda y, *_: 3600 * y),
+        (ADAPTER_PRODUCTS, lambda y, t, n, *_: y * (n + t) / n),
+        (ADAPTER_PRODUCTS, lambda y, t, n, *_: y * (4 * n + 6 * t) / (4 * n)),
     ),
 }
 

@@ -34,20 +34,20 @@ SAVED_MISTAKES = (
         _if("adapter", lambda t, i, o, r, b, a: t * (i * b + r * a)),
     ),
     mistake(
-        "keeps everything in the base's dtype for the adapter: x and A x are in the adapter's, {adapter_bytes} bytes",
+        "keeps everything in the base's dtype for the adapter: x and x Aᵀ are in the adapter's, {adapter_bytes} bytes",
         _if("adapter", lambda t, i, o, r, b, a: t * (i + r) * b),
     ),
     mistake(
         "keeps x twice for the adapter: a frozen W needs no x, so only the adapter's copy waits",
         _if("adapter", lambda t, i, o, r, b, a: t * (i * (a + b) + r * a)),
     ),
-    mistake("leaves out A x: the gradient of B needs it", _if("adapter", lambda t, i, o, r, b, a: t * i * a)),
+    mistake("leaves out x Aᵀ: the gradient of B needs it", _if("adapter", lambda t, i, o, r, b, a: t * i * a)),
     mistake(
         "leaves out x: the gradient of A needs it, however small A is",
         _if("adapter", lambda t, i, o, r, b, a: t * r * a),
     ),
     mistake(
-        "keeps B A x too: the gradient of a sum, and of a number times a tensor, needs no output",
+        "keeps the update x AᵀBᵀ too: the gradient of a sum, and of a number times a tensor, needs no output",
         _if("adapter", lambda t, i, o, r, b, a: t * (i + r + o) * a),
     ),
     mistake(
@@ -55,7 +55,7 @@ SAVED_MISTAKES = (
         _if("adapter", lambda t, i, o, r, b, a: t * (i + r) * a + r * (i + o) * a),
     ),
     mistake(
-        "says that LoRA keeps nothing because W is frozen: A and B train, and their gradients need x and A x",
+        "says that LoRA keeps nothing because W is frozen: A and B train, and their gradients need x and x Aᵀ",
         _if("adapter", lambda t, i, o, r, b, a: 0),
     ),
     mistake(
@@ -93,7 +93,7 @@ SAVED_MISTAKES = (
     minutes=12,
     hints=(
         "Write down the gradient of everything that trains. Whatever else stands in it must be kept until then.",
-        "∂L/∂W = Gᵀ x. ∂L/∂A = s Bᵀ Gᵀ x and ∂L/∂B = s Gᵀ (A x)ᵀ: the adapter needs x and A x, in its own dtype.",
+        "∂L/∂W = Gᵀ x. ∂L/∂A = s Bᵀ Gᵀ x and ∂L/∂B = s Gᵀ (x Aᵀ): the adapter needs x and x Aᵀ, in its own dtype.",
         "weight: tokens · in_features · base_bytes. adapter: tokens · (in_features + rank) · adapter_bytes. "
         "nothing: 0.",
     ),
@@ -144,11 +144,29 @@ def _root(n: int, layer: int, given: int) -> tuple[int, int]:
     return k, held(n, layer, given, k)
 
 
+def _calculus(whole_of: Callable[[float], int]) -> Callable[[int, int, int], tuple[int, int]]:
+    """The best k of n / k · given + k · layer over real numbers, made whole."""
+
+    def does(n: int, layer: int, given: int) -> tuple[int, int]:
+        k = min(n, max(1, whole_of(math.sqrt(n * given / layer))))
+        return k, held(n, layer, given, k)
+
+    return does
+
+
 SEGMENT_MISTAKES = (
     Mistake(
         "takes √layers: that is best only where a layer keeps as much as its input; here a layer keeps {layer_bytes} "
         "and an input {input_bytes}",
         _root,
+    ),
+    *(
+        Mistake(
+            "rounds the k that calculus gives, √(layers · input_bytes / layer_bytes): the number of segments jumps, "
+            "so the best whole k may lie elsewhere; try them all",
+            _calculus(whole_of),
+        )
+        for whole_of in (round, math.floor, math.ceil)
     ),
     Mistake(
         "drops the last, shorter segment: its input is kept too, so round up",
@@ -210,7 +228,7 @@ def _read_segment(got: Any, _: Any) -> tuple[float, float]:
     "2.6",
     takes=("layers", "layer_bytes", "input_bytes"),
     points=1,
-    minutes=10,
+    minutes=6,
     hints=(
         "For one length of the segments: how many inputs are kept, and how much is there while one is computed again?",
         "ceil(layers / segment) inputs, and segment · layer_bytes. Nothing clever is needed: try every length.",
@@ -224,6 +242,8 @@ def best_segment(answer: Guard, cases: Cases) -> str:
     for layers, ratio in ((32, 3), (48, 1), (40, 5), (29, 2), (27, 7), (24, 30)):
         input_bytes = cases.integer(20, 60)
         inputs.append((layers + cases.integer(0, 3), ratio * input_bytes + cases.integer(0, 9), input_bytes))
+    unit = cases.integer(4, 9)
+    inputs.append((24, unit, 9 * unit))  # over real numbers 14.7 would be best, in whole segments it is 12
     inputs += [(1, 7, 3), (5, 1, cases.integer(40, 90)), (4, 4, 4), (2, 5, 5)]
     count = judge(
         answer,

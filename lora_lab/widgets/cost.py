@@ -117,7 +117,7 @@ class CostExplorer(Explorer):
             ax.axvline(place, color=GREY, linewidth=0.8, linestyle=":", marker="")
             ax.text(place, MONEY[0] * 1.35, f" {word}", color=GREY, size=8.5)
         ax.plot(*([value] for value in self.claim), linestyle="", marker="x", markersize=11, mew=2.6, color="#D55E00")
-        ax.annotate("the claim", self.claim, (9, -7), textcoords="offset points", va="top", ha="left")
+        ax.annotate("the claim", self.claim, (-8, 3), textcoords="offset points", va="bottom", ha="right")
         (self._line,) = ax.plot([], [], color=GREY, linestyle="--", marker="", linewidth=1.2)
         (width, height), decades = ax.get_position().size * fig.get_size_inches(), np.log10([HOURS, MONEY]) @ (-1, 1)
         slope = np.degrees(np.arctan2(height / decades[1], width / decades[0]))
@@ -137,9 +137,10 @@ class CostExplorer(Explorer):
         self._rate.set_text(f"{self.gpus.value} GPUs at ${self.price.value:.2f} an hour")
         x, y = np.clip(c.hours, *HOURS), np.clip(c.money, *MONEY)
         self._point.set_data([x], [y])
-        self._says.set_position((x / 1.15, y * 1.25))
+        free = x < 1000 and y > 4  # below the line, where the room on the right and at the foot allows it
+        self._says.set_position((1.25 * x, y / 1.2) if free else (x / 1.15, 1.25 * y))
+        self._says.set(va="top" if free else "bottom", ha="left" if free or x < 1 else "right")
         self._says.set_text(f"{c.hours:,.1f} h, ${c.money:,.0f}")
-        self._says.set_ha("right" if x > 1 else "left")
 
     def _make_controls(self, model: str, method: str, examples: int, length: int) -> None:
         def drop(name: str, options: Any, value: Any, width: int = 210) -> ipywidgets.Dropdown:

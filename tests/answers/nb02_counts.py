@@ -121,6 +121,28 @@ ATTENTION = [
     ),
     wrong(
         "2.2",
+        "a fraction of a head",
+        "takes hidden / heads",
+        with_other(head_dim=lambda hidden, heads, **_: hidden / heads),
+    ),
+    wrong(
+        "2.2",
+        "keys from hidden",
+        "takes hidden / heads",
+        lambda h, n, kv, d, f: (
+            {"qkv_proj": (n * d + 2 * (h // n * kv), h), "o_proj": (h, n * d)}
+            if f
+            else {"q_proj": (n * d, h), "k_proj": (h // n * kv, h), "v_proj": (h // n * kv, h), "o_proj": (h, n * d)}
+        ),
+    ),
+    wrong(
+        "2.2",
+        "o alone is right",
+        "takes hidden / heads",
+        lambda h, n, kv, d, f: attention(h, n, kv, h // n, f) | {"o_proj": (h, n * d)},
+    ),
+    wrong(
+        "2.2",
         "queries as wide as hidden",
         "takes hidden for the width of all queries",
         lambda h, n, kv, d, f: (
@@ -162,7 +184,7 @@ ATTENTION = [
 
 def overtakes(hidden, query_width, kv_width, matrices):
     attention_sides = 2 * (hidden + query_width) + 2 * (hidden + kv_width)
-    return max(1, attention_sides // matrices - hidden + 1)
+    return attention_sides // matrices - hidden + 1
 
 
 def by_trying(hidden, query_width, kv_width, matrices):
@@ -174,7 +196,7 @@ def by_trying(hidden, query_width, kv_width, matrices):
 
 def solved(attention_sides, one_more=1):
     """The least width for a sum of attention's sides that is computed otherwise."""
-    return lambda h, q, k, m: max(1, attention_sides(h, q, k) // m - h + one_more)
+    return lambda h, q, k, m: attention_sides(h, q, k) // m - h + one_more
 
 
 def trying(larger):
@@ -210,5 +232,7 @@ OVERTAKES = [
         "a width is a whole number",
         lambda h, q, k, m: (4 * h + 2 * q + 2 * k) / m - h + 0.5,
     ),
-    wrong("2.3", "below one", "is off for", lambda h, q, k, m: (4 * h + 2 * q + 2 * k) // m - h + 1),
+    wrong("2.3", "eight hidden", "counts attention as 8 · hidden", solved(lambda h, q, k: 8 * h)),
+    wrong("2.3", "queries of hidden", "takes hidden for the width", lambda h, q, k, m: overtakes(h, h, k, m)),
+    wrong("2.3", "twice", "is off for", lambda *args: 2 * overtakes(*args)),
 ]

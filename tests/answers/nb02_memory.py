@@ -59,6 +59,11 @@ def if_eight(value):
     return states(lambda d, o, m: value if o == "adamw-8bit" else None)
 
 
+def if_eight_and_master(value):
+    """Other bytes for both 8-bit states, beside a master copy only."""
+    return states(lambda d, o, m: value if m and o == "adamw-8bit" else None)
+
+
 BYTES = [
     right("2.4", "one line each", recipe),
     right("2.4", "case by case", by_cases),
@@ -67,7 +72,17 @@ BYTES = [
     wrong("2.4", "gradient in fp32", "counts the gradient in fp32", lambda d, o, m: recipe(d, o, m) - d + 4),
     wrong("2.4", "optimizer alone", "the optimizer alone", lambda d, o, m: recipe(d, o, m) - 2 * d),
     wrong("2.4", "no master", "leaves out the fp32 master copy", lambda d, o, m: recipe(d, o, m) - 4 * m),
-    wrong("2.4", "small master", "2 bytes for the master copy", lambda d, o, m: recipe(d, o, m) - 2 * m),
+    wrong("2.4", "small master", "stands beside the weight", lambda d, o, m: recipe(d, o, m) - 2 * m),
+    wrong("2.4", "master instead", "stands beside the weight", lambda d, o, m: recipe(d, o, m) - d + (0 if m else d)),
+    wrong("2.4", "8 bits widened", "they stay one byte each", if_eight_and_master(8)),
+    wrong("2.4", "8 bits and scales widened", "they stay one byte each", if_eight_and_master(4 * EIGHT)),
+    wrong("2.4", "8 bits widened, a scale each block", "they stay one byte each", if_eight_and_master(8 + 8 / 256)),
+    wrong(
+        "2.4",
+        "8 bits times a number",
+        "whatever the dtype",
+        states(lambda d, o, m: EIGHT * (4 if m else d) if o == "adamw-8bit" else None),
+    ),
     wrong("2.4", "always master", "always adds a master copy", lambda d, o, m: recipe(d, o, m) + 4 * (not m)),
     wrong("2.4", "states half", "belong to the fp32 copies", if_full(lambda d, m: d)),
     wrong("2.4", "states fp32", "always keeps the states in fp32", if_full(lambda d, m: 4)),
@@ -135,9 +150,14 @@ SAVED = [
         only("adapter", lambda t, i, o, r, b, a: t * (i + r) * b),
     ),
     wrong("2.5", "x twice", "keeps x twice", only("adapter", lambda t, i, o, r, b, a: t * (i * (a + b) + r * a))),
-    wrong("2.5", "no A x", "leaves out A x", only("adapter", lambda t, i, o, r, b, a: t * i * a)),
+    wrong("2.5", "no x A", "leaves out x Aᵀ", only("adapter", lambda t, i, o, r, b, a: t * i * a)),
     wrong("2.5", "no x", "leaves out x", only("adapter", lambda t, i, o, r, b, a: t * r * a)),
-    wrong("2.5", "output too", "keeps B A x too", only("adapter", lambda t, i, o, r, b, a: t * (i + r + o) * a)),
+    wrong(
+        "2.5",
+        "output too",
+        "keeps the update x AᵀBᵀ too",
+        only("adapter", lambda t, i, o, r, b, a: t * (i + r + o) * a),
+    ),
     wrong(
         "2.5",
         "factors",
@@ -207,6 +227,16 @@ def root(n, layer, given):
     return segment, held(n, layer, given, segment)
 
 
+def calculus(whole):
+    """The best real k, made whole."""
+
+    def does(n, layer, given):
+        segment = max(1, min(n, whole((n * given / layer) ** 0.5)))
+        return segment, held(n, layer, given, segment)
+
+    return does
+
+
 def longest(n, layer, given):
     cost, segment = min((held(n, layer, given, k), -k) for k in range(1, n + 1))
     return -segment, cost
@@ -222,6 +252,9 @@ SEGMENT = [
     right("2.6", "loop, as a list", by_loop),
     right("2.6", "by the number of segments", by_number_of_segments),
     wrong("2.6", "root", "takes √layers", root),
+    wrong("2.6", "calculus, rounded", "that calculus gives", calculus(round)),
+    wrong("2.6", "calculus, rounded down", "that calculus gives", calculus(int)),
+    wrong("2.6", "calculus, rounded up", "that calculus gives", calculus(math.ceil)),
     wrong(
         "2.6", "rounded down", "drops the last, shorter segment", least(lambda n, layer, x, k: n // k * x + k * layer)
     ),

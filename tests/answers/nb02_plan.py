@@ -146,6 +146,8 @@ HOURS = [
     wrong(
         "2.8", "everything again", "repeats everything", products(lambda m, c: (2 + (m == "full")) * (2 if c else 1))
     ),
+    wrong("2.8", "a third more", "multiplies by 4/3", products(lambda m, c: (2 + (m == "full")) * (4 / 3 if c else 1))),
+    wrong("2.8", "half more", "multiplies by 3/2", products(lambda m, c: (2 + (m == "full")) * (1.5 if c else 1))),
     wrong("2.8", "always again", "always on", lambda n, t, m, c, *rest: hours(n, t, m, True, *rest)),
     wrong("2.8", "one per pair", "they are two", lambda *args: hours(*args) / 2),
     wrong("2.8", "no mfu", "ignores mfu", scaled(lambda gpus, tflops, mfu: mfu)),
@@ -320,6 +322,18 @@ REPORT = [
     wrong("2.9", "times mfu", "multiplies by mfu", still("hours", lambda y, *args: y * args[-1] ** 2)),
     wrong("2.9", "forward alone", "leaves out the backward pass", still("hours", lambda y, *_: y / 2)),
     wrong("2.9", "seconds", "is in seconds", still("hours", lambda y, *_: 3600 * y)),
+    wrong(
+        "2.9",
+        "adapter as part of N",
+        "the adapter's own products",
+        still("hours", lambda y, t, n, *_: y * (n + t) / n),
+    ),
+    wrong(
+        "2.9",
+        "adapter trained in full",
+        "the adapter's own products",
+        still("hours", lambda y, t, n, *_: y + y * 6 * t / (4 * n)),
+    ),
     wrong("2.9", "line lost", "has no hours", without("hours")),
     wrong("2.9", "tuple", "should return a dict", lambda *args: tuple(mended(*args).values())),
 ]
