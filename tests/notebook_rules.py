@@ -18,7 +18,7 @@ HOST_PATH = re.compile(  # where machines keep things, and where this one keeps 
 )
 WARNING = re.compile(r"\b\w*Warning\b: ")
 ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{6,}")
-HEADING = re.compile(r"### Exercise (\d+\.\d+) · (\d+) points? · about \d+ minutes?")
+HEADING = re.compile(r"### Exercise (\d+\.\d+) · (\d+) points? · about (\d+) minutes?")
 GRADE_ID = re.compile(r"(ex|check)-(\d+)-(\d+)")
 PICTURE_IN_PROSE = re.compile(r"!\[(?P<markdown>[^\]]*)\]\(|<img(?P<html>[^>]*)>")
 
