@@ -22,6 +22,16 @@ CELLS = {
         "import torch\nfrom lora_lab.widgets import training_explorer\n"
         "torch.manual_seed(0)\nexplorer = training_explorer(torch.randn(64, 48))\nexplorer"
     ),
+    "merge": """
+import json, torch
+from lora_lab import inject
+from lora_lab.experiments import merging
+from lora_lab.models import load_base
+from lora_lab.paths import MEASUREMENTS
+from lora_lab.widgets import merge_explorer
+model = inject(load_base()[0], "all-linear", 8, 16, init="random")
+merge_explorer(model, merging.table(json.loads((MEASUREMENTS / "merging.json").read_text())))
+""",
 }
 ONCE = f"img => {{ window.steps = []; if (!img.watched) ({WATCH})(img); img.watched = true; }}"
 STEPS = 12
@@ -58,6 +68,9 @@ def slider_steps(page, name: str) -> list[float]:
     picture.scroll_into_view_if_needed()
     picture.evaluate(ONCE)
     handle.focus()
+    page.keyboard.press("Home")  # to its lowest value: then there is a step to the right
+    page.wait_for_timeout(1_000)
+    page.evaluate("window.steps = []")
     for step in range(STEPS):
         before = page.evaluate("window.steps.length")
         page.keyboard.press("ArrowRight" if step % 2 == 0 else "ArrowLeft")
