@@ -8,7 +8,7 @@ from lora_lab.adapter import scale_of
 from lora_lab.checks import exercises
 from lora_lab.checks.harness import Cases
 from lora_lab.checks.nb03_toy import Toy
-from lora_lab.checks.nb04_diagnose import KINDS, MAKE, reference
+from lora_lab.checks.nb04_diagnose import KINDS, MAKE, VARIANTS, reference
 from lora_lab.checks.nb04_groups import lora_plus_groups
 from lora_lab.checks.nb04_scale import effective_scale
 from lora_lab.checks.nb04_step import right_growth
@@ -34,7 +34,7 @@ def test_the_librarys_groups_have_the_rates_of_the_exercise():
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_curves_are_what_they_are_called_at_every_seed(kind, seed):
-    for variant in range(3):
+    for variant in range(VARIANTS[kind]):
         assert reference(MAKE[kind](Cases(seed), variant)) == kind
 
 

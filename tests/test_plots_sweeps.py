@@ -21,7 +21,7 @@ def test_a_sweep_shows_means_and_the_range_of_the_seeds():
     corners = {tuple(point) for point in band.get_paths()[0].vertices}
     assert {(1, 4), (1, 8), (8, 1), (8, 3)} <= corners
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
-    assert ax.get_ylabel() == "loss, log scale"
+    assert ax.get_ylabel() == "loss (log)"
     assert list(ax.xaxis.get_major_locator()()) == [1, 8]
 
 

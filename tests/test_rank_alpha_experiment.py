@@ -281,7 +281,7 @@ def test_steps_and_histories_go_on_where_they_stopped(tmp_path):
     assert len(well["loss"]) == len(well["grad_norm"]) == len(well["lr"]) == 6
     assert "at step" in high["stopped"]
     assert len(high["loss"]) < 6
-    assert set(CASES) == {"healthy", "rate too high", "rate too low", "overfitting", "fp16 overflow"}
+    assert set(CASES) == {"healthy", "rate too high", "rate too low", "overfitting", "fp16 overflow", "bf16"}
 
 
 def test_unknown_experiments_are_named():

@@ -27,6 +27,22 @@ RANK_MISTAKES = (
         lambda shapes, budget: min(*(min(s) for s in shapes), *(budget // sum(s) for s in shapes)),
     ),
     Mistake(
+        "takes the largest rank that any one layer could pay: one rank is for all, and the budget for all together",
+        lambda shapes, budget: min(min(min(s) for s in shapes), max(budget // sum(s) for s in shapes)),
+    ),
+    Mistake(
+        "shares the budget out in equal parts: large layers cost more and small ones less, and one sum is for all",
+        lambda shapes, budget: min(min(min(s), budget // len(shapes) // sum(s)) for s in shapes),
+    ),
+    Mistake(
+        "takes the larger side of a layer as its limit: a matrix (out, in) has no rank above the smaller side",
+        lambda shapes, budget: min(budget // sum(o + i for o, i in shapes), *(max(s) for s in shapes)),
+    ),
+    Mistake(
+        "takes the largest layer's side as the limit: the smallest layer decides",
+        lambda shapes, budget: min(budget // sum(o + i for o, i in shapes), max(min(s) for s in shapes)),
+    ),
+    Mistake(
         "counts W instead of A and B: they have r (out + in) numbers",
         lambda shapes, budget: min(budget // sum(o * i for o, i in shapes), *(min(s) for s in shapes)),
     ),
@@ -69,7 +85,8 @@ def _whole(got: object, subject: str) -> int:
         "What does one unit of rank cost, over all layers together?",
         "One unit of rank costs the sum of out + in over the layers. The budget divided by it, rounded down, is the "
         "answer, unless a layer is too small for it.",
-        "min of budget // cost and of the smaller side of every shape.",
+        "Two limits, and the smaller one decides: what the budget pays for (// rounds down), and the smallest side "
+        "that occurs in any layer.",
     ),
 )
 def rank_for_budget(answer: Guard, cases: Cases) -> str:
@@ -116,6 +133,10 @@ def _all_payable(runs: Runs, budget: int) -> dict[int, list[float]]:
     return {rank: losses for rank, (parameters, losses) in runs.items() if parameters <= budget}
 
 
+def _best_of(payable: dict[int, list[float]]) -> int:
+    return min(payable, key=lambda rank: fmean(payable[rank]))
+
+
 def _within_own_error(runs: Runs, budget: int) -> int:
     payable = _all_payable(runs, budget)
     best = min(map(fmean, payable.values()))
@@ -139,6 +160,24 @@ CHOICE_MISTAKES = (
     Mistake(
         "takes the lowest mean: a smaller rank within one standard error of it is as good, as far as one can tell",
         lambda runs, budget: _choose(runs, budget, allowed=fmean),
+    ),
+    Mistake(
+        "leaves out a rank that costs exactly {budget:,} parameters: that is within the budget",
+        lambda runs, budget: _choose(runs, budget - 1),
+    ),
+    Mistake(
+        "leaves out a rank whose mean is exactly one standard error above the lowest: at most means that it counts",
+        lambda runs, budget: _choose(
+            runs, budget, allowed=lambda losses: _one_error(losses) - 1e-9 if stdev(losses) else fmean(losses)
+        ),
+    ),
+    Mistake(
+        "takes the first rank in the dictionary that is good enough: they stand in no order, so take the smallest",
+        lambda runs, budget: next(
+            rank
+            for rank, losses in _all_payable(runs, budget).items()
+            if fmean(losses) <= _one_error(runs[_best_of(_all_payable(runs, budget))][1])
+        ),
     ),
     Mistake("takes the luckiest single run: compare means over the seeds", _luckiest),
     Mistake(
@@ -179,34 +218,49 @@ def _spread(cases: Cases, mean: float, width: float, seeds: int) -> list[float]:
     return cases.shuffled([round(mean + width * (value - middle) / size, 6) for value in raw])
 
 
-def _runs(cases: Cases, means: list[float], widths: list[float], seeds: int) -> Runs:
-    per_rank = 100 * cases.integer(30, 90)
-    ranks = [2**i for i in range(len(means))]
-    found = {
-        rank: (rank * per_rank, _spread(cases, mean, width, seeds))
-        for rank, mean, width in zip(ranks, means, widths, strict=True)
+def _in_awkward_order(cases: Cases, runs: Runs, budget: int) -> Runs:
+    """Shuffled, and the right rank last: who takes the first that is good enough, takes another one."""
+    right = right_choice(runs, budget)
+    return {rank: runs[rank] for rank in [*(r for r in cases.shuffled(list(runs)) if r != right), right]}
+
+
+def _at_the_limit(cases: Cases) -> tuple[Runs, int]:
+    """Rank 4 is exactly one standard error above rank 8, the best, and in binary that is exact."""
+    per_rank, low, unit = 100 * cases.integer(30, 90), cases.pick((1.75, 2.0, 2.25)), 1 / 32
+    one, two = unit * 20, unit * 9
+    runs = {
+        1: (per_rank, [low + one, low + one, low + one - unit, low + one + unit]),
+        2: (2 * per_rank, [low + two, low + two, low + two - unit, low + two + unit]),
+        4: (4 * per_rank, [low, low + 2 * unit, low + unit, low + unit]),
+        8: (8 * per_rank, cases.shuffled([low + 3 * unit, low - unit, low - unit, low - unit])),  # deviation 2 units
     }
-    return {rank: found[rank] for rank in cases.shuffled(ranks)}  # in no order
+    return runs, 8 * per_rank + 50
 
 
 def _choice_cases(cases: Cases) -> list[tuple]:
-    """Each line is decided by one thing; in units of the width, the error of a mean of 4 is 0.5."""
+    """Each line is decided by one thing; in units of the width, the error of a mean of 4 is 0.5.
+
+    The first lines leave a wrong answer something to return, so that it is named by its value and not by a crash."""
     unit, seeds, low = cases.real(0.02, 0.05), 4, cases.real(1.5, 2.5)
-    plans = (  # heights above `low` at ranks 1, 2, 4, ..., the widths, and the highest rank that can be paid
-        ([20, 9, 4, 0.3, 0, 0.2], [1, 1, 1, 1, 1, 1], 32),  # rank 8 is within an error of rank 16
-        ([20, 9, 4, 0.8, 0, 0.2], [1, 1, 1, 1, 1, 1], 32),  # rank 8 is within a deviation, not an error
-        ([20, 9, 3, 2.8, 1, 0], [1, 1, 1, 1, 1, 1], 8),  # the best cannot be paid
-        ([20, 2.4, 2, 1, 0.2, 0], [1, 1, 1, 1, 1, 1], 4),  # nor anything near it
-        ([20, 9, 0.8, 0.9, 0, 1], [1, 1, 9, 1, 1, 1], 32),  # rank 4 has a large error of its own, and a lucky run
-        ([20, 9, 4, 0.46, 0, 2], [1, 1, 1, 1, 1, 1], 32),  # within stdev / √n, not pstdev / √n
-        ([20, 9, 4, 3, 2, 1], [1, 1, 1, 1, 1, 1], 1),  # one rank only
+    plans = (  # heights above `low` at ranks 1, 2, 4, ..., the widths, the highest rank that can be paid, what is left
+        ([20, 9, 0.8, 0.4, 0.2, 0], [1, 1, 1, 1, 1, 1], 8, 50),  # the best cannot be paid, but one is near it
+        ([20, 9, 4, 3, 0.2, 0], [1, 1, 1, 1, 1, 1], 16, 0),  # rank 16 costs exactly the budget
+        ([20, 9, 4, 0.3, 0, 0.2], [1, 1, 1, 1, 1, 1], 32, 50),  # rank 8 is within an error of rank 16
+        ([20, 9, 4, 0.8, 0, 0.2], [1, 1, 1, 1, 1, 1], 32, 0),  # rank 8 is within a deviation, not an error
+        ([20, 9, 3, 2.8, 1, 0], [1, 1, 1, 1, 1, 1], 8, 50),  # the best cannot be paid
+        ([20, 2.4, 2, 1, 0.2, 0], [1, 1, 1, 1, 1, 1], 4, 0),  # nor anything near it
+        ([20, 9, 0.8, 0.9, 0, 1], [1, 1, 9, 1, 1, 1], 32, 50),  # rank 4 has a large error of its own, and a lucky run
+        ([20, 9, 4, 0.46, 0, 2], [1, 1, 1, 1, 1, 1], 32, 0),  # within stdev / √n, not pstdev / √n
+        ([20, 9, 4, 3, 2, 1], [1, 1, 1, 1, 1, 1], 1, 0),  # one rank only
     )
     inputs = []
-    for heights, widths, highest in plans:
-        runs = _runs(cases, [low + unit * h for h in heights], [unit * w for w in widths], seeds)
-        budget = runs[highest][0] + cases.pick((0, 50))
-        inputs.append((runs, budget))
-    return inputs
+    for heights, widths, highest, left in plans:
+        per_rank, runs = 100 * cases.integer(30, 90), {}
+        for i, (height, width) in enumerate(zip(heights, widths, strict=True)):
+            runs[2**i] = (2**i * per_rank, _spread(cases, low + unit * height, unit * width, seeds))
+        inputs.append((runs, runs[highest][0] + left))
+    inputs.insert(-1, _at_the_limit(cases))
+    return [(_in_awkward_order(cases, runs, budget), budget) for runs, budget in inputs]
 
 
 @exercise(

@@ -37,15 +37,19 @@ def _looks(values: list[float], count: int = 12) -> list[float]:
 
 
 def _healthy(cases: Cases, variant: int) -> History:
+    """0: plain.  1: unseen examples are much harder from the beginning, and stay so.  2: one bad batch.
+    3: the validation loss wavers, and ends a little above its lowest.  4: a task of much larger losses."""
     steps = cases.integer(8, 15) * 10
-    start = cases.real(4, 8)
+    start = cases.real(4, 8) * (10 if variant == 4 else 1)
     smooth = _fall(start, start * cases.real(0.02, 0.15), steps)
     loss = _noisy(cases, smooth, 0.12)
-    # 1: unseen examples are harder from the beginning, and stay so.  2: one bad batch.
-    gap = cases.real(1.3, 1.6) if variant == 1 else cases.real(1.0, 1.1)
+    gap = cases.real(1.8, 2.4) if variant == 1 else cases.real(1.0, 1.1)
     if variant == 2:
         loss[cases.integer(steps // 2, steps - 12)] = start * cases.real(2.3, 3.0)
-    return {"loss": loss, "grad_norm": _norms(cases, loss), "validation": _looks([gap * value for value in smooth])}
+    validation = _looks([gap * value for value in smooth])
+    if variant == 3:
+        validation = [*validation, *(validation[-1] * rise for rise in (1.0, 1.06, 0.97, cases.real(1.04, 1.1)))]
+    return {"loss": loss, "grad_norm": _norms(cases, loss), "validation": validation}
 
 
 def _low(cases: Cases, variant: int) -> History:
@@ -114,6 +118,7 @@ MAKE: dict[str, Callable[[Cases, int], History]] = {
     OVERFITTING: _overfitting,
     OVERFLOW: _overflow,
 }
+VARIANTS = {HEALTHY: 5, LOW: 3, HIGH: 3, OVERFITTING: 3, OVERFLOW: 3}
 # What to look at when `kind` variant is taken for something else. None stands for any other answer.
 LOOK = {
     (
@@ -122,6 +127,18 @@ LOOK = {
         OVERFITTING,
     ): "a validation loss above the training loss is a gap, not yet overfitting: ask whether it "
     "rises again from its lowest value",
+    (
+        HEALTHY,
+        3,
+        OVERFITTING,
+    ): "its validation loss wavers by a few percent, and ends that much above its lowest value: "
+    "overfitting is a rise of a third or more",
+    (
+        HEALTHY,
+        4,
+        None,
+    ): "its losses are ten times as large as those of the others, from the first: compare with "
+    "the run's own start, not with a fixed number",
     (HEALTHY, 2, HIGH): "one bad batch is no disease: the loss came back at once and ends far below its start",
     (HEALTHY, 2, OVERFLOW): "a single high value is still a number: overflow means nan or infinity",
     (LOW, None, HIGH): "both end high, but this one has never leapt up: it falls steadily, and still falls at the end",
@@ -165,13 +182,13 @@ def _advice(truth: str, variant: int, got: str) -> str:
         "what spoiled it?",
         "The start is the first loss, the end a mean of the last few. Ends low: see the validation loss. Ends high: "
         "has the loss ever been far above its start?",
-        "Not all finite: overflow. End below half the start: overfitting if validation[-1] > 1.3 * min(validation), "
-        "else healthy. Otherwise: rate too high if max(loss) > 1.8 * start, else rate too low.",
+        "Three questions, each an if: math.isfinite for every value of the three lists; the end against half the "
+        "start; then the last validation loss against its own lowest, or the highest loss against twice the start.",
     ),
 )
 def diagnose(answer: Guard, cases: Cases) -> str:
     """One of five words for a history."""
-    plans = cases.shuffled([(truth, variant) for truth in KINDS for variant in (0, 1, 2)])
+    plans = cases.shuffled([(truth, variant) for truth in KINDS for variant in range(VARIANTS[truth])])
     wrong: list[tuple[str, int, str]] = []
     for truth, variant in plans:
         got = answer(MAKE[truth](cases, variant))
@@ -184,7 +201,7 @@ def diagnose(answer: Guard, cases: Cases) -> str:
     if not wrong:
         return f"{len(plans)} runs told apart by their curves"
     said = {got for _, _, got in wrong}
-    if len(wrong) == len(plans) - 3 and len(said) == 1:
+    if len(said) == 1 and len(wrong) == len(plans) - VARIANTS[min(said)]:
         raise Wrong(f"your diagnose says {said.pop()!r} to every run: let it look at the curves")
     # The mistake that most of the wrong answers share is named.
     truth, variant, got = max(wrong, key=lambda each: sum(each[0] == t and each[2] == g for t, _, g in wrong))
@@ -203,4 +220,4 @@ def reference(history: History) -> str:
     start, end = loss[0], fmean(loss[-few:])
     if end < start / 2:
         return OVERFITTING if validation[-1] > 1.3 * min(validation) else HEALTHY
-    return HIGH if max(loss) > 1.8 * start else LOW
+    return HIGH if max(loss) > 2 * start else LOW

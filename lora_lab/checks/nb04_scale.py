@@ -49,7 +49,7 @@ SCALE_MISTAKES = (
     hints=(
         "Both rules divide alpha by something that grows with the rank. Only the something differs.",
         "For 'lora' it is the rank, for 'rslora' the square root of the rank: rank ** 0.5.",
-        "One line with a condition: alpha divided by (the rank, if rule is 'lora', else its square root).",
+        "Try it by hand: alpha 16 at rank 4 has the scale 4 under 'lora' and 8 under 'rslora'. What did you divide by?",
     ),
 )
 def effective_scale(answer: Guard, cases: Cases) -> str:
@@ -110,7 +110,8 @@ RATE_MISTAKES = (
     hints=(
         "Write down ΔW after one step for both optimizers, and look for the scale and the rate in it.",
         "SGD: ΔW holds s² · lr. Adam: s · lr. That product has to stay what it was.",
-        "Solve s² · lr = new_s² · new_lr for new_lr under SGD, and the same without the squares under Adam.",
+        "Write the product before and after, with an equals sign between them, and solve for the new rate. A larger "
+        "new scale must give a smaller rate; ask by how much when the scale doubles.",
     ),
 )
 def matching_rate(answer: Guard, cases: Cases) -> str:

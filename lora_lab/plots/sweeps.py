@@ -10,7 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from lora_lab.plots.style import COLOURS, GREY, figure, label_axes, legend_below, not_empty, styled, to_array
+from lora_lab.plots.style import (
+    COLOURS,
+    GREY,
+    LINES,
+    MARKERS,
+    figure,
+    label_axes,
+    legend_below,
+    not_empty,
+    styled,
+    to_array,
+)
 
 
 @styled
@@ -23,8 +34,11 @@ def sweep(
     even: bool = False,
     expected: Mapping[str, Mapping[float, float]] | None = None,
     references: Mapping[str, Any] | None = None,
+    single: bool = False,
 ) -> Figure:
     """A result over a setting such as the rank: the mean over the seeds, and a band from the least to the greatest.
+
+    single: in place of means and bands, a line for each seed.
 
     curves: label -> {setting: value or the values of several seeds}; the settings stand on an axis of base 2,
     or, with `even`, on a plain one.
@@ -36,6 +50,15 @@ def sweep(
     for i, (label, points) in enumerate(curves.items()):
         not_empty(points, label)
         x, rows = _sorted(points)
+        if single:
+            style = {
+                "color": COLOURS[i % len(COLOURS)],
+                "ls": LINES[i % len(LINES)],
+                "marker": MARKERS[i % len(MARKERS)],
+            }
+            for seed, losses in enumerate(zip(*rows, strict=True)):
+                ax.plot(x, losses, **style, ms=4, lw=1.4, label=None if seed else label)
+            continue
         ax.plot(x, [row.mean() for row in rows], label=label)
         if any(len(row) > 1 for row in rows):
             low, high = [row.min() for row in rows], [row.max() for row in rows]
@@ -54,7 +77,7 @@ def sweep(
         _base_two(ax, sorted({x for points in curves.values() for x in points}))
     if log:
         _log_y(ax)
-    label_axes(ax, title, xlabel, ylabel + (", log scale" if log else ""))
+    label_axes(ax, title, xlabel, _log_label(ylabel) if log else ylabel)
     legend_below(fig, ax)
     return fig
 
@@ -79,7 +102,7 @@ def rates(
         ax.plot(best, known[best], ls="", marker="o", ms=13, mfc="none", mec=line.get_color(), mew=1.6)
     ax.set_xscale("log")
     _log_y(ax)
-    label_axes(ax, title, xlabel, ylabel + ", log scale")
+    label_axes(ax, title, xlabel, _log_label(ylabel))
     legend_below(fig, ax)
     return fig
 
@@ -102,13 +125,13 @@ def histories(runs: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
         _curve(bottom, norm, COLOURS[2], "-", "gradient norm")
         top.set_title("\n".join(label.split(" ", 1)), size=10)
         bottom.set_xlabel("step")
-        bottom.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        bottom.xaxis.set_major_locator(MaxNLocator(3, integer=True, prune="upper"))
     for ax, name in ((axes[0, 0], "loss"), (axes[1, 0], "gradient norm")):
         _log_y(ax)
         ax.set_ylabel(f"{name}\n(log scale)")
     fig.suptitle(title, x=0.01, ha="left", weight="bold", size=11)
-    lines = {line.get_label(): line for ax in axes[:, 0] for line in ax.lines if not line.get_label().startswith("_")}
-    fig.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3)
+    lines = {line.get_label(): line for ax in axes.flat for line in ax.lines if not line.get_label().startswith("_")}
+    fig.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines))
     return fig
 
 
@@ -119,7 +142,9 @@ def _curve(ax: Axes, values: np.ndarray, colour: str, style: str, label: str) ->
     )
     if (bad := steps[~np.isfinite(values)]).size:
         high = ax.get_xaxis_transform()  # steps across, shares of the panel up
-        ax.plot(bad, np.full(len(bad), 0.94), transform=high, color="black", ls="", marker="X", ms=7)
+        ax.plot(
+            bad, np.full(len(bad), 0.94), transform=high, color="black", ls="", marker="X", ms=7, label="not a number"
+        )
 
 
 def _sorted(points: Mapping[float, Any]) -> tuple[list[float], list[np.ndarray]]:
@@ -131,6 +156,11 @@ def _base_two(ax: Axes, ticks: Sequence[float]) -> None:
     ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def _log_label(label: str) -> str:
+    """Short enough for one line: 'loss (nats per token, log)'."""
+    return f"{label[:-1]}, log)" if label.endswith(")") else f"{label} (log)"
 
 
 def _log_y(ax: Axes) -> None:

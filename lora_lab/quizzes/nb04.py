@@ -58,10 +58,14 @@ QUESTIONS = [
         ],
     ),
     (
-        "The loss has been lying flat at 5 since step 10. It began at 7, and at step 3 it was 15. What do you do?",
+        "The loss began at 7, was 15 at step 3, and since step 10 has crept from 6 to 5. What do you do?",
         [
             ("Raise the learning rate.", False, "A rate that is too low never makes the loss leap to twice its start."),
-            ("Lower the learning rate.", True, "The leap broke the model, and now the gradients are dead."),
+            (
+                "Lower the learning rate.",
+                True,
+                "The leap broke the model, and what is left of its gradients hardly helps.",
+            ),
             ("Raise the rank.", False, "Capacity has nothing to do with a leap at step 3."),
         ],
     ),

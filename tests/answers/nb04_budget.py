@@ -21,13 +21,27 @@ def by_search(shapes, budget):
     return best
 
 
+def by_largest(shapes, budget):
+    fitting = (r for r in range(1, highest(shapes) + 1) if r * sum(map(sum, shapes)) <= budget)
+    return max(fitting, default=0)
+
+
 def highest(shapes):
     return min(map(min, shapes))
+
+
+def own_budgets(shapes, budget):
+    return min(highest(shapes), max(budget // sum(shape) for shape in shapes))
+
+
+def shared_out(shapes, budget):
+    return min(min(*shape, budget // len(shapes) // sum(shape)) for shape in shapes)
 
 
 RANK = [
     right("4.7", "division", rank),
     right("4.7", "search", by_search),
+    right("4.7", "the largest that fits", by_largest),
     wrong("4.7", "no limit", "no layer takes a rank above", lambda shapes, b: b // sum(map(sum, shapes))),
     wrong(
         "4.7",
@@ -40,6 +54,20 @@ RANK = [
         "W",
         "counts W instead of A and B",
         lambda shapes, b: min(highest(shapes), b // sum(o * i for o, i in shapes)),
+    ),
+    wrong("4.7", "own budgets", "one rank is for all", own_budgets),
+    wrong("4.7", "shared out", "shares the budget out", shared_out),
+    wrong(
+        "4.7",
+        "larger side",
+        "takes the larger side",
+        lambda shapes, b: min(b // sum(map(sum, shapes)), min(map(max, shapes))),
+    ),
+    wrong(
+        "4.7",
+        "largest layer",
+        "the smallest layer decides",
+        lambda shapes, b: min(b // sum(map(sum, shapes)), max(map(min, shapes))),
     ),
     wrong("4.7", "A only", "counts A only", lambda shapes, b: min(highest(shapes), b // sum(i for o, i in shapes))),
     wrong("4.7", "B only", "counts B only", lambda shapes, b: min(highest(shapes), b // sum(o for o, i in shapes))),
@@ -110,11 +138,43 @@ def own_error(runs, budget):
     return min(r for r, found in payable.items() if statistics.fmean(found) - statistics.stdev(found) / 2 <= best)
 
 
+def strictly_within(runs, budget):
+    return choose({r: run for r, run in runs.items() if run[0] < budget}, budget)
+
+
+def below_the_limit(runs, budget):
+    payable = affordable(runs, budget)
+    best = min(payable.values(), key=statistics.fmean)
+    limit = statistics.fmean(best) + statistics.stdev(best) / math.sqrt(len(best))
+    return min(r for r in payable if statistics.fmean(payable[r]) < limit)
+
+
+def first_good_one(runs, budget):
+    payable = affordable(runs, budget)
+    best = min(payable.values(), key=statistics.fmean)
+    limit = statistics.fmean(best) + statistics.stdev(best) / math.sqrt(len(best))
+    return next(r for r in payable if statistics.fmean(payable[r]) <= limit)
+
+
+def by_sorting(runs, budget):
+    found = sorted(
+        (statistics.mean(losses), statistics.stdev(losses) / math.sqrt(len(losses)), rank)
+        for rank, (cost, losses) in runs.items()
+        if cost <= budget
+    )
+    lowest, error, _ = found[0]
+    return min(rank for mean, _, rank in found if mean <= lowest + error)
+
+
 CHOICE = [
     right("4.6", "statistics", choose),
     right("4.6", "torch", by_tensor),
+    right("4.6", "sorted", by_sorting),
     wrong("4.6", "no budget", "ignores the budget", lambda runs, budget: choose(runs, math.inf)),
     wrong("4.6", "best of all", "which the budget does not allow", against_the_best_of_all),
+    wrong("4.6", "strictly within", "costs exactly", strictly_within),
+    wrong("4.6", "below the limit", "at most means that it counts", below_the_limit),
+    wrong("4.6", "first good one", "they stand in no order", first_good_one),
     wrong("4.6", "lowest mean", "takes the lowest mean", with_error(lambda losses: 0)),
     wrong(
         "4.6",

@@ -1,6 +1,7 @@
 """Answers to exercise 4.8 of notebook 04."""
 
 import math
+import statistics
 
 import torch
 
@@ -16,6 +17,16 @@ def by_tensor(history):
     if loss[-5:].mean() > 0.55 * loss[0]:
         return "rate too low" if loss.max() < 2 * loss[0] else "rate too high"
     return "healthy" if validation[-1] < 1.25 * validation.min() else "overfitting"
+
+
+def by_order(history):
+    loss, validation = history["loss"], history["validation"]
+    if not finite(history):
+        return "overflow"
+    if 2 * statistics.fmean(loss[-5:]) >= loss[0]:
+        leap = sorted(loss)[-2] > 1.9 * loss[0]
+        return "rate too high" if leap else "rate too low"
+    return "overfitting" if validation[-1] >= 1.33 * min(validation) else "healthy"
 
 
 def but(change):
@@ -40,8 +51,17 @@ def overfits_if_it_ends_above_its_start(history, word):
 
 
 def overfits_by_the_gap(history, word):
-    gap = finite(history) and history["validation"][-1] > 1.25 * sum(history["loss"][-5:]) / 5
+    gap = finite(history) and history["validation"][-1] > 1.5 * sum(history["loss"][-5:]) / 5
     return "overfitting" if word == "healthy" and gap else word
+
+
+def overfits_by_any_rise(history, word):
+    rises = finite(history) and history["validation"][-1] > min(history["validation"])
+    return "overfitting" if word == "healthy" and rises else word
+
+
+def by_a_fixed_number(history, word):
+    return "rate too low" if word == "healthy" and sum(history["loss"][-5:]) / 5 > 2 else word
 
 
 def high_by_one_spike(history, word):
@@ -69,6 +89,7 @@ def loss_only(history, word):
 DIAGNOSE = [
     right("4.8", "the course's own", reference),
     right("4.8", "tensors", by_tensor),
+    right("4.8", "in order", by_order),
     wrong("4.8", "optimist", "says 'healthy' to every run", lambda history: "healthy"),
     wrong("4.8", "noise", "never leapt up", but(noise)),
     wrong("4.8", "swapped", "never leapt up", but(lambda h, w: "rate too high" if w == "rate too low" else w)),
@@ -76,6 +97,8 @@ DIAGNOSE = [
     wrong("4.8", "no validation", "not with the first", but(lambda h, w: "healthy" if w == "overfitting" else w)),
     wrong("4.8", "first validation", "not with the first", but(overfits_if_it_ends_above_its_start)),
     wrong("4.8", "gap", "is a gap, not yet overfitting", but(overfits_by_the_gap)),
+    wrong("4.8", "any rise", "wavers by a few percent", but(overfits_by_any_rise)),
+    wrong("4.8", "fixed number", "not with a fixed number", but(by_a_fixed_number)),
     wrong("4.8", "spike", "one bad batch is no disease", but(high_by_one_spike)),
     wrong("4.8", "nan compared", "Ask for that first", never_finite),
     wrong("4.8", "loss only", "look at both lists", but(loss_only)),

@@ -54,9 +54,15 @@ def by_product(lr, scale, new_scale, optimizer):
     return size(scale) * lr / size(new_scale)
 
 
+def by_logarithms(lr, scale, new_scale, optimizer):
+    step = math.log(scale) - math.log(new_scale)
+    return math.exp(math.log(lr) + (2 * step if optimizer == "sgd" else step))
+
+
 RATE = [
     right("4.4", "a power", rate),
     right("4.4", "the product stays", by_product),
+    right("4.4", "logarithms", by_logarithms),
     wrong("4.4", "wrong way", "goes the wrong way", lambda lr, s, new, o: rate(lr, new, s, o)),
     wrong("4.4", "once", "counts the scale once under SGD", lambda lr, s, new, o: lr * s / new),
     wrong("4.4", "twice", "counts the scale twice under Adam", lambda lr, s, new, o: lr * (s / new) ** 2),

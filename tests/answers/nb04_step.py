@@ -91,6 +91,11 @@ def by_table(rank, new_rank, rule, optimizer):
     return (new_rank / rank) ** exponents[rule][optimizer == "adam"]
 
 
+def by_ratios(rank, new_rank, rule, optimizer):
+    larger, more = scale(new_rank, rule) / scale(rank, rule), new_rank / rank
+    return larger * larger * more if optimizer == "sgd" else larger * more
+
+
 def powers(sgd, adam):
     """The scale to the first power of each pair, the rank to the second."""
 
@@ -108,6 +113,7 @@ def swap(rule):
 GROWTH = [
     right("4.3", "ratio of gains", growth),
     right("4.3", "table of exponents", by_table),
+    right("4.3", "ratios", by_ratios),
     wrong("4.3", "upside down", "is upside down", lambda r, new, rule, o: growth(new, r, rule, o)),
     wrong("4.3", "no terms", "leaves out the number of terms", powers((2, 0), (1, 0))),
     wrong("4.3", "scale once", "counts the scale once under SGD", powers((1, 1), (1, 1))),

@@ -13,6 +13,7 @@ CASES = {
     "rate too low": Setting(watch=10, lr=1e-4),
     "overfitting": Setting(watch=10, task="cipher", examples=50, rank=64, steps=160),
     "fp16 overflow": Setting(watch=10, lr=0.3, dtype="float16"),  # nothing but the type differs from the second
+    "bf16": Setting(watch=10, lr=0.3, dtype="bfloat16"),  # the range of float32 with fewer digits
 }
 
 

@@ -18,6 +18,13 @@ EQUAL_BUDGET = {"all linear": 8, "attention": 21, "MLP": 13, "q and v": 42}
 SIZES = {"support_desk": {50: 20, 200: 30, 1600: 60}, "cipher": {50: 50, 200: 100, 1600: 200}}
 BATCHES, SEEN = (4, 16, 64), 1600
 RATIOS = (1.0, 4.0, 16.0)
+# Rates beside the grids of seed 0, run with every seed: the near task's whole valley, and a rate that the far task's
+# grid of rank 8 did not reach. (task, method, rates)
+BESIDE = (
+    ("support_desk", "lora", (0.0025, 0.005, 0.01, 0.02, 0.04)),
+    ("support_desk", "full", (0.001, 0.002, 0.004, 0.008)),
+    ("cipher", "lora", (0.0025,)),
+)
 SMALL = {"task": "cipher", "examples": 50, "steps": 160, "watch": 8}  # 40 epochs: four batches are one
 
 
@@ -55,7 +62,7 @@ def against_full(record: Record, seeds: int = SEEDS, sizes: dict[str, dict[int, 
     """LoRA and full fine-tuning on a near and on a far task, with little and much data.
 
     Where there is most of the far task, also the two halves of the step from one to the other: a larger rank, and the
-    linear layers alone in full.
+    linear layers alone in full. At last the rates of `BESIDE`, where there is most of a task; they choose nothing.
     """
     for task, steps_of in (sizes or SIZES).items():
         near = {"lora": LORA_RATE, "full": FULL_RATE}
@@ -67,6 +74,11 @@ def against_full(record: Record, seeds: int = SEEDS, sizes: dict[str, dict[int, 
             record.tuned(replace(setting, method="full, linear layers"), seeds, choosing=1)
             larger = Setting(task=task, examples=examples, steps=steps, rank=64, lr=near["lora"])
             record.tuned(larger, seeds, choosing=1)
+    for task, method, rates in BESIDE:
+        examples, steps = max((sizes or SIZES)[task].items())
+        for rate in rates:
+            for seed in range(seeds):
+                record.get(Setting(task=task, examples=examples, steps=steps, method=method, lr=rate, seed=seed))
 
 
 def batches(record: Record, seeds: int = SEEDS) -> None:
