@@ -142,6 +142,20 @@ def test_a_run_is_drawn_as_it_goes_and_can_be_pinned(explorer):
     assert explorer.pins == []
 
 
+def test_the_loss_axis_grows_with_the_runs_and_holds_them_all(explorer):
+    axis = explorer._runs.axes["loss"]
+    start = axis.get_ylim()
+    run = Run(Settings(steps=3))
+    run.loss, run.norm, run.grad_A, run.grad_B = [7.0, 26.0, 0.07], [0.1] * 3, [0.1] * 3, [0.1] * 3
+    explorer.live = run
+    explorer._draw_runs()
+    low, high = axis.get_ylim()
+    assert start[0] / 32 < low <= 0.07
+    assert 26.0 <= high <= start[1] * 4
+    explorer._draw_runs()
+    assert axis.get_ylim() == (low, high)
+
+
 def test_the_sliders_answer_while_a_run_goes_on(explorer, monkeypatch):
     monkeypatch.setattr(type(explorer), "settings", property(lambda self: Settings(steps=100_000)))
     explorer.start.click()

@@ -168,6 +168,7 @@ class TrainingExplorer(StepExplorer):
     def _draw_runs(self, whole: bool = False) -> None:
         with self._lock:
             self._runs.show(self.live, self.pins, self._is_pinned())
+            whole = self._runs.fit(self._shown()) or whole
             self._run_canvas.redraw() if whole else self._run_canvas.update()
             self._drawn_at = time.monotonic()
             self.table.value = _table(self._shown())

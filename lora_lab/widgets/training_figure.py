@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,8 +18,8 @@ from lora_lab.plots.style import LINES, MARKERS, WIDTH
 
 HEIGHT = 3.15  # inches
 PANELS = {"loss": (0.62, 2.75), "gradient": (4.02, 1.35), "norm": (6.02, 1.45)}  # left, width in inches
-# Wide enough for every run that can be started; the curves move, not the axes.
-LIMITS = {"loss": (0.003, 30), "gradient": (1e-4, 100), "norm": (1e-3, 1e3)}
+# Wide enough for every run that can be started; the curves move, not the axes. The loss axis alone grows with the runs.
+LIMITS = {"loss": (1.0, 10.0), "gradient": (1e-4, 100), "norm": (1e-3, 1e3)}
 HEADS = {"loss": "training loss (nats per token)", "gradient": "gradients, last run", "norm": "‖ΔW‖, all layers"}
 MOST_PINS = 4
 
@@ -86,7 +87,7 @@ class RunFigure:
         ax = self.figure.add_axes((left / WIDTH, 0.55 / HEIGHT, width / WIDTH, 1.55 / HEIGHT))
         ax.set(yscale="log", ylim=LIMITS[name], xlabel="training step")
         ax.set_title(HEADS[name], size=10)
-        ax.yaxis.set_major_locator(LogLocator(numticks=5))
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if name == "loss" else (1,), numticks=5))
         ax.yaxis.set_minor_formatter(NullFormatter())
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -96,6 +97,19 @@ class RunFigure:
         """Room for so many steps. What stands still has to be drawn again then."""
         for ax in self.axes.values():
             ax.set_xlim(0, max(steps, 10) + 1)
+
+    def fit(self, runs: Sequence[Run]) -> bool:
+        """Widen the loss axis, by factors of two, until it holds these runs. True if what stands still has to be drawn
+        again."""
+        ax = self.axes["loss"]
+        was = low, high = ax.get_ylim()
+        losses = [loss for run in runs for loss in run.loss if 0 < loss < np.inf]
+        for loss in (min(losses, default=low), max(losses, default=high)):
+            low, high = (edge * 2.0**steps for edge, steps in ((low, _below(loss, low)), (high, _above(loss, high))))
+        if (low, high) == was:
+            return False
+        ax.set_ylim(low, high)
+        return True
 
     def legend(self, pins: Sequence[Run]) -> None:
         """The names of the pinned runs above the panels; drawn again with the background."""
@@ -118,6 +132,14 @@ class RunFigure:
         last = live or next(reversed(pins), None)
         for line, values in zip(self._factors, (last.grad_A, last.grad_B) if last else ([], []), strict=True):
             line.set_data(range(1, len(values) + 1), [value or np.nan for value in values])  # A's first is zero
+
+
+def _below(loss: float, edge: float) -> int:
+    return min(0, math.floor(math.log2(loss / edge)))
+
+
+def _above(loss: float, edge: float) -> int:
+    return max(0, math.ceil(math.log2(loss / edge)))
 
 
 def _set(pair: Sequence, run: Run | None) -> None:

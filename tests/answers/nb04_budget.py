@@ -138,6 +138,12 @@ def own_error(runs, budget):
     return min(r for r, found in payable.items() if statistics.fmean(found) - statistics.stdev(found) / 2 <= best)
 
 
+def best_of_all_and_no_default(runs, budget):
+    best = min((losses for _, losses in runs.values()), key=statistics.fmean)
+    limit = statistics.fmean(best) + statistics.stdev(best) / math.sqrt(len(best))
+    return min(r for r, losses in affordable(runs, budget).items() if statistics.fmean(losses) <= limit)
+
+
 def strictly_within(runs, budget):
     return choose({r: run for r, run in runs.items() if run[0] < budget}, budget)
 
@@ -172,6 +178,7 @@ CHOICE = [
     right("4.6", "sorted", by_sorting),
     wrong("4.6", "no budget", "ignores the budget", lambda runs, budget: choose(runs, math.inf)),
     wrong("4.6", "best of all", "which the budget does not allow", against_the_best_of_all),
+    wrong("4.6", "best of all, crashing", "which the budget does not allow", best_of_all_and_no_default),
     wrong("4.6", "strictly within", "costs exactly", strictly_within),
     wrong("4.6", "below the limit", "at most means that it counts", below_the_limit),
     wrong("4.6", "first good one", "they stand in no order", first_good_one),

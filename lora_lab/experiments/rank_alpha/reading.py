@@ -29,11 +29,11 @@ def tried(experiment: dict, by: str, **wanted) -> dict[object, Tried]:
     that went astray, are left out. At rank 1 both rules are one and the same: it is found under either.
     Raises ValueError when nothing fits."""
     rows = find(experiment["runs"], **wanted)
+    if not rows:
+        raise ValueError(f"no run has {wanted}")
     if by == "rank" and "rule" in wanted:
         others = {key: value for key, value in wanted.items() if key != "rule"}
         rows = find(experiment["runs"], **others, rank=1) + [row for row in rows if row["rank"] != 1]
-    if not rows:
-        raise ValueError(f"no run has {wanted}")
     found: dict[object, dict[float, list[dict]]] = {}
     for row in sorted(rows, key=lambda row: row["seed"]):
         found.setdefault(row[by], {}).setdefault(row["lr"], []).append(row)
