@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lora_lab.chebyshev import Map, Triplets, angle_bounds, block_width, random_block
 
-STEPS = 24  # after that the spectrum is called flat
+STEPS = 12  # after that the spectrum is called flat
 
 
 def lanczos_block(
@@ -36,7 +36,7 @@ def lanczos_block(
     None if numbers have left the range. The arguments are those of `chebyshev.leading_block`; `shape` must have room
     for 6 blocks.
     """
-    width, limit = max(16, rank // 2), min(shape) // 2
+    width, limit = max(16, rank), min(shape) // 2
     U, V = (like.new_empty(min(STEPS * width, limit) + width, n).T for n in shape)
     B = torch.zeros(len(V.T), len(V.T), dtype=torch.float64)
     block = torch.linalg.qr(random_block(shape[1], width, like))[0]

@@ -29,8 +29,7 @@ def top_svd(W: Tensor, rank: int, tolerance: float | None = None) -> Triplets:
     _check_tolerance(tolerance)
     if not _pays(W.shape, rank):
         return _cut(torch.linalg.svd(W, full_matrices=False), rank)
-    transposed = W.T
-    return top_of_map(W.matmul, transposed.matmul, W.shape, rank, W, tolerance)
+    return top_of_map(W.matmul, W.T.matmul, W.shape, rank, W, tolerance)
 
 
 @torch.no_grad()

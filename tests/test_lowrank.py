@@ -212,6 +212,13 @@ def test_more_equal_values_than_wanted_vectors_are_no_trap():
     torch.testing.assert_close(found.double(), s[:24], rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("equal", [17, 24, 28])
+def test_equal_values_are_all_found_where_no_rounding_tells_them_apart(equal):
+    """In fp64, on the axes and to a loose tolerance: then only the width of the block brings the last of them in."""
+    s = torch.cat([torch.ones(equal), 0.5 * 0.9 ** torch.arange(1024 - equal)]).double()
+    torch.testing.assert_close(top_svd(torch.diag(s), 24, 1e-2)[1], s[:24], rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("tiny", [1e-5, 1e-7])
 def test_the_bottom_beside_a_few_values_that_are_almost_zero(no_full_svd, tiny, count):

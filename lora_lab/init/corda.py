@@ -57,8 +57,7 @@ def corda_factors(
 
 def _largest_left(W: Tensor, C: Tensor, rank: int) -> Tensor:
     """The first left singular vectors (out, rank) of W C, which is formed only if it must be."""
-    transposed = W.T.contiguous()
-    return top_of_map(lambda X: W @ (C @ X), lambda Y: C @ (transposed @ Y), W.shape, rank, W)[0]
+    return top_of_map(lambda X: W @ (C @ X), lambda Y: C @ (W.T @ Y), W.shape, rank, W)[0]
 
 
 def damped(C: Tensor) -> Tensor:
