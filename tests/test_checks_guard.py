@@ -19,12 +19,7 @@ from lora_lab.spectrum import truncate as right_truncate
 TRUNCATE = exercises()["1.2"]
 POINTER = ' (stuck? course.hint("1.2"))'
 
-
-@pytest.fixture(autouse=True)
-def no_workspace(tmp_path, monkeypatch):
-    """Passing a check here must not count as a learner's progress."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LORA_LAB_WORKSPACE", raising=False)
+pytestmark = pytest.mark.usefixtures("away")
 
 
 def said_about(function, **settings):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lora_lab.adapter import Adapter, Factors
-from lora_lab.init.check import check_matrix, check_positive
+from lora_lab.init.check import check_matrix, check_positive, refuse_not_finite
 
 
 class Part(NamedTuple):
@@ -75,9 +75,7 @@ def check_adapter(adapter: Adapter, name: str = "the adapter") -> None:
             raise ValueError(f"{name}, {path!r}: is a DoRA layer, whose update is not s·BA alone: merge it instead")
         for letter in "AB":
             factor = check_matrix(getattr(factors, letter), f"{name}, {path!r}: {letter}")
-            bad = factor.numel() - int(factor.isfinite().sum())
-            if bad:
-                raise ValueError(f"{name}, {path!r}: {letter} has {bad} entries that are NaN or infinite")
+            refuse_not_finite(factor, f"{name}, {path!r}: {letter}")
         if factors.A.shape[0] != factors.B.shape[1]:
             shapes = f"A {tuple(factors.A.shape)} and B {tuple(factors.B.shape)}"
             raise ValueError(f"{name}, {path!r}: {shapes} are not (rank, in) and (out, rank) of one rank")

@@ -45,7 +45,7 @@ def check_weight(weight: Tensor, rank: int, scale: float = 1.0) -> Tensor:
     check_rank(rank, min(weight.shape))
     check_positive(scale, "scale")
     wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    refuse_not_finite(wide, "weight")
+    refuse_not_finite(wide, f"weight {tuple(weight.shape)}")
     return wide
 
 
@@ -54,4 +54,4 @@ def refuse_not_finite(matrix: Tensor, name: str) -> None:
     # A sum is many times faster than a look at each entry, and finite only if they all are.
     bad = 0 if matrix.sum().isfinite() else matrix.numel() - int(matrix.isfinite().sum())
     if bad:
-        raise ValueError(f"{name} {tuple(matrix.shape)} has {bad} entries that are NaN or infinite")
+        raise ValueError(f"{name} has {bad} entries that are NaN or infinite")

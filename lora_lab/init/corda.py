@@ -90,7 +90,7 @@ def check_covariance(covariance: Tensor, size: int) -> Tensor:
     if C.shape != (size, size):
         raise ValueError(f"covariance must be (in, in) = {(size, size)}, got {tuple(C.shape)}")
     C = C.to(torch.promote_types(C.dtype, torch.float32))
-    refuse_not_finite(C, "covariance")
+    refuse_not_finite(C, f"covariance {tuple(C.shape)}")
     mean, skew = C.diagonal().mean().item(), (C - C.T).abs().max().item()
     if C.diagonal().min() < 0 or mean == 0:
         raise ValueError(

@@ -127,7 +127,7 @@ def _check_gradient(gradient: Tensor, W: Tensor) -> Tensor:
     if G.shape != W.shape:
         raise ValueError(f"gradient must have the weight's shape {tuple(W.shape)}, got {tuple(G.shape)}")
     G = G.to(W.device, torch.promote_types(G.dtype, W.dtype))
-    refuse_not_finite(G, "gradient")
+    refuse_not_finite(G, f"gradient {tuple(G.shape)}")
     if not G.any():
         raise ValueError(f"gradient {tuple(G.shape)} is zero: the loss does not depend on this weight")
     return G

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lora_lab.init.check import refuse_not_finite
+
 Values = Tensor | Sequence[float]  # singular values, in any order
 
 
@@ -27,9 +29,7 @@ def matrix(W: Tensor, name: str = "W") -> Tensor:
         raise ValueError(f"{name} must be a matrix (out, in) of floating-point numbers, got {found}")
     if W.is_meta:
         raise ValueError(f"{name} {tuple(W.shape)} is on the meta device: it has a shape but no numbers")
-    bad = W.numel() - int(W.isfinite().sum())
-    if bad:
-        raise ValueError(f"{name} has {bad} entries that are NaN or infinite")
+    refuse_not_finite(W, name)
     return wide(W.detach())
 
 
