@@ -20,6 +20,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
+from lora_lab import eject, inject, lora_layers
+from lora_lab.adapter import scale_of
+from lora_lab.batches import batch_at, collate
+from lora_lab.init.check import check_positive
+from lora_lab.models import load_base
+from lora_lab.spectrum import factor_norm, factor_singular_values
+from lora_lab.tasks import encode, load
+from lora_lab.train import learning_rate, mean_loss
+
 IDLE = 120.0  # seconds
 RULES = ("lora", "rslora")
 OPTIMIZERS = ("adam", "sgd")
@@ -48,14 +59,11 @@ class Settings:
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a whole number from 1 up, got {getattr(self, name)!r}")
         for name in ("alpha", "lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)!r}")
+            check_positive(getattr(self, name), name)
 
     @property
     def scale(self) -> float:
         """s = alpha / rank, or alpha / sqrt(rank)."""
-        from lora_lab.adapter import scale_of
-
         return scale_of(self.rank, self.alpha, self.rule == "rslora")
 
     def as_json(self) -> str:
@@ -72,12 +80,6 @@ def events(settings: Settings, model, tokenizer) -> Iterator[dict[str, Any]]:
 
     Raises Diverged when the loss is not finite any more, ValueError for what `inject` refuses.
     """
-    import torch
-
-    from lora_lab import eject, inject, lora_layers
-    from lora_lab.tasks import encode, load
-    from lora_lab.train import mean_loss
-
     torch.manual_seed(settings.seed)
     examples = encode(load(TASK, "train"), tokenizer)
     inject(model, TARGETS, settings.rank, settings.alpha, rslora=settings.rule == "rslora")
@@ -98,12 +100,6 @@ def events(settings: Settings, model, tokenizer) -> Iterator[dict[str, Any]]:
 
 
 def _steps(settings: Settings, model, examples: list[dict]) -> Iterator[dict[str, Any]]:
-    import torch
-
-    from lora_lab import lora_layers
-    from lora_lab.batches import batch_at, collate
-    from lora_lab.train import learning_rate
-
     layers = list(lora_layers(model).values())
     factors = {name: [getattr(layer, name) for layer in layers] for name in "AB"}
     both = factors["A"] + factors["B"]
@@ -139,19 +135,11 @@ def _advice(settings: Settings, what: str, step: int) -> str:
 
 
 def _norm(model) -> float:
-    """‖ΔW‖ over all adapted layers: ‖s·BA‖² = s² Σ (BᵀB ∘ AAᵀ), without forming BA."""
-    from lora_lab import lora_layers
-
-    squares = 0.0
-    for layer in lora_layers(model).values():
-        A, B = layer.A.detach(), layer.B.detach()
-        squares += layer.scale**2 * ((B.T @ B) * (A @ A.T)).sum().item()
-    return math.sqrt(max(squares, 0.0))
+    """‖ΔW‖ over all adapted layers."""
+    return math.hypot(*(factor_norm(layer.A, layer.B, layer.scale) for layer in lora_layers(model).values()))
 
 
 def _spectrum(layer) -> list[float]:
-    from lora_lab.spectrum import factor_singular_values
-
     return factor_singular_values(layer.A, layer.B, layer.scale).tolist()
 
 
@@ -172,8 +160,6 @@ def serve(lines: Iterator[str], tell: Callable[[dict], None], idle: float = IDLE
         except queue.Empty:
             return
         try:
-            from lora_lab.models import load_base
-
             base = base or load_base(device="cpu")
             for event in events(Settings(**json.loads(line)), *base):
                 tell(event)

@@ -10,7 +10,8 @@ from lora_lab.budget import GPUS, KINDS, MODELS, budget
 from lora_lab.paths import MEASUREMENTS
 from lora_lab.plots.budget import cost_curves, stacked_bars
 from lora_lab.widgets import budget_explorer, cost_explorer
-from lora_lab.widgets.budget import MASTER, METHODS, NOTHING, QV, known_runs
+from lora_lab.widgets.budget import MASTER, METHODS, NOTHING, RANKS
+from lora_lab.widgets.known_runs import QV, known_runs
 
 SMALL = ("Llama-3.2-1B", "Llama-3.2-3B", "Phi-3-mini", "Mixtral-8x7B")
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -141,8 +142,8 @@ def test_every_recorded_run_stands_beside_its_prediction():
 
 
 def test_the_known_runs_are_those_whose_model_is_there():
-    assert known_runs(("Llama-3.2-1B",)).keys() < known_runs(("Llama-3.2-1B", "Llama-3.2-3B")).keys()
-    assert any(known.setting["targets"] == QV for known in known_runs(("Llama-3.2-3B",)).values())
+    assert known_runs(("Llama-3.2-1B",), RANKS).keys() < known_runs(("Llama-3.2-1B", "Llama-3.2-3B"), RANKS).keys()
+    assert any(known.setting["targets"] == QV for known in known_runs(("Llama-3.2-3B",), RANKS).values())
 
 
 def test_an_explorer_that_cannot_start_there_is_refused():

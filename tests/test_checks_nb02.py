@@ -10,8 +10,9 @@ from torch import nn
 from lora_lab import LoRALinear
 from lora_lab.budget import MODELS, adapter_file_bytes, adapter_sites, budget, count_parameters, target_table
 from lora_lab.budget import measure as accounting
-from lora_lab.checks.nb02_counts import right_attention, right_overtakes, right_parameters
+from lora_lab.checks.nb02_counts import right_attention, right_parameters
 from lora_lab.checks.nb02_memory import right_bytes
+from lora_lab.checks.nb02_overtakes import right_overtakes
 from lora_lab.checks.nb02_plan import right_hours, right_rank
 from lora_lab.checks.nb02_report import right_report
 from lora_lab.checks.nb02_saved import TRAINS, held, right_saved, right_segment

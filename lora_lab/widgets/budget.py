@@ -8,10 +8,8 @@ Skeletons of the models are built once, when the explorer is. After that a contr
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import ipywidgets
 import torch
@@ -22,11 +20,11 @@ from matplotlib.text import Text
 from lora_lab import plots
 from lora_lab.budget import GPUS, KINDS, OPTIMIZERS, adapter_file_bytes, budget, skeleton, target_table
 from lora_lab.budget.devices import RESERVE
-from lora_lab.paths import MEASUREMENTS, PUBLISHED
 from lora_lab.plots.budget import kind_style
 from lora_lab.plots.style import GREY, WIDTH
 from lora_lab.targets import ALL_LINEAR
-from lora_lab.widgets.explorer import LABELLED, Explorer
+from lora_lab.widgets.explorer import LABELLED, Explorer, check_start, dropdown, slider
+from lora_lab.widgets.known_runs import QV, Known, known_runs
 
 HEIGHT = 4.6  # inches
 SCALES = (20.0, 60.0, 160.0, 500.0, 1600.0, 5000.0)  # GB: the ends that the axis can have
@@ -49,46 +47,7 @@ METHODS = ("full", MASTER, "lora", "dora", "qlora", "qdora")
 RANKS = (1, 2, 4, 8, 10, 16, 32, 64, 128, 256)
 BATCHES, LENGTHS = (1, 2, 4, 8, 16, 32, 64), (128, 256, 512, 768, 1024, 2048, 4096, 8192)
 TOKENS = {"1 million": 1e6, "10 million": 1e7, "100 million": 1e8, "1 billion": 1e9, "10 billion": 1e10}
-QKVO, QV = ("q_proj", "k_proj", "v_proj", "o_proj"), ("q_proj", "v_proj")
-MLP = ("gate_proj", "up_proj", "down_proj")
 NOTHING = "own setting"
-
-
-class Known(NamedTuple):
-    """A run whose figures are known. setting: what to set the controls to. peak: bytes that were counted.
-
-    parameters, file: what was published (trainable parameters, bytes)."""
-
-    setting: dict[str, Any]
-    peak: int | None = None
-    parameters: int | None = None
-    file: int | None = None
-
-
-def known_runs(models: Iterable[str] = EXPLORED) -> dict[str, Known]:
-    """The recorded and the published runs that the explorer's controls can be set to, by title."""
-    models, found = set(models), {}
-    recorded = json.loads((MEASUREMENTS / "memory_accounting.json").read_text(encoding="utf-8"))
-    for row in recorded["results"]:
-        setting = dict(row["setting"])
-        if setting["model"] in models and not {"attention", "autocast", "fused"} & set(setting):
-            setting["targets"] = tuple(setting.get("targets", ())) or ALL_LINEAR
-            usual = {"rank": 16, "optimizer": "adamw", "checkpointing": False, "dtype": "bfloat16"}
-            title = row["title"].replace(" · adamw", "").replace(" · bfloat16", "").replace(" on all-linear", "")
-            found[f"accounted: {title}"] = Known(usual | setting, peak=row["measured"]["peak"])
-    with (PUBLISHED / "peft_metamathqa_llama32_3b.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["peft_type"] == "LORA"]
-    for row in rows if "Llama-3.2-3B" in models else ():
-        special = ("mica", "lorafa", "bdlora")  # half frozen, or of another shape
-        targets = set(row["target_modules"].split())
-        names = next((names for names in (QV, QKVO, MLP) if set(names) == targets), None)
-        if names and int(row["r"]) in RANKS and not any(word in row["experiment"] for word in special):
-            setting = {"model": "Llama-3.2-3B", "method": "dora" if row["use_dora"] == "True" else "lora"}
-            setting |= {"rank": int(row["r"]), "targets": names, "optimizer": "adamw", "dtype": "bfloat16"}
-            setting |= {"batch": int(row["batch_size"]), "length": int(row["max_seq_length"]), "checkpointing": False}
-            numbers = {"parameters": int(row["num_trainable_params"]), "file": int(row["file_size_bytes"])}
-            found[f"published: PEFT's {row['experiment']}"] = Known(setting, **numbers)
-    return found
 
 
 def budget_explorer(
@@ -112,14 +71,12 @@ class BudgetExplorer(Explorer):
 
     def __init__(self, model: str, method: str, rank: int, batch: int, length: int, models: Iterable[str]) -> None:
         models = tuple(models)
-        starts = (("model", model, models), ("method", method, METHODS), ("rank", rank, RANKS))
-        for name, value, allowed in (*starts, ("batch", batch, BATCHES), ("length", length, LENGTHS)):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+        sizes = {"rank": (rank, RANKS), "batch": (batch, BATCHES), "length": (length, LENGTHS)}
+        check_start(model=(model, models), method=(method, METHODS), **sizes)
         for name in models:
             skeleton(name)  # kept there: no control waits for one
         self._targets = {name: _targets(name) for name in models}
-        self._known = known_runs(models)
+        self._known = known_runs(models, RANKS)
         self._make_controls(model, method, rank, batch, length, models)
         self._busy = False
         self._solve()
@@ -221,11 +178,10 @@ class BudgetExplorer(Explorer):
                     self.recorded.value = NOTHING
                 if change["owner"] in (self.model, self.recorded):
                     self._offer_targets()
-                scale = self._scale
                 self._solve()
             finally:
                 self._busy = False
-            self._refresh(whole=self._scale != scale)
+            self._refresh()
 
     def _adopt(self, known: Known | None) -> None:
         """Set the controls to a known run."""
@@ -288,7 +244,7 @@ class BudgetExplorer(Explorer):
         fig.text(x + 0.09, y, kind, size=8.5, va="center")
         return fig.text(x + 0.085, y, "", size=8.5, va="center", ha="right", weight="bold")
 
-    def _move(self) -> None:
+    def _move(self) -> bool:
         at: Mapping[str, int] = self.run.memory.at_peak if self.run else dict.fromkeys(KINDS, 0)
         left = 0.0
         for patch, says, kind in zip(self._parts, self._says, KINDS, strict=True):
@@ -309,36 +265,25 @@ class BudgetExplorer(Explorer):
         self._counted.set_data(*(([counted / 1e9], [0.52]) if counted else ([], [])))
         marked = ", ▼ counted" if counted else ""
         self._head.set_text(f"{peak / 1e9:,.1f} GB at the worst moment{marked}" if self.run else "no such run")
+        rescaled = self._axes[0].get_xlim()[1] != self._scale
         for ax in self._axes:
-            if ax.get_xlim()[1] != self._scale:
-                ax.set_xlim(0, self._scale)
+            ax.set_xlim(0, self._scale)
+        return rescaled
 
     def _make_controls(
         self, model: str, method: str, rank: int, batch: int, length: int, models: tuple[str, ...]
     ) -> None:
-        def drop(name: str, options: Iterable[str], value: str, width: int = 220) -> ipywidgets.Dropdown:
-            layout = {"width": f"{width}px"}
-            return ipywidgets.Dropdown(
-                options=list(options), value=value, description=name, style=LABELLED, layout=layout
-            )
-
-        def slide(name: str, options: Iterable[Any], value: Any) -> ipywidgets.SelectionSlider:
-            layout = {"width": "300px"}
-            return ipywidgets.SelectionSlider(
-                options=list(options), value=value, description=name, style=LABELLED, layout=layout
-            )
-
-        self.recorded = drop("known runs", [NOTHING, *self._known], NOTHING, 640)
-        self.model, self.method = drop("model", models, model), drop("method", METHODS, method)
-        self.targets = drop("targets", self._targets[model], "all linear")
-        self.dtype = drop("dtype", ("bfloat16", "float16", "float32"), "bfloat16", 160)
-        self.optimizer = drop("optimizer", OPTIMIZERS, "adamw")
-        self.rank, self.batch = slide("rank", RANKS, rank), slide("batch", BATCHES, batch)
-        self.length = slide("tokens in a sequence", LENGTHS, length)
+        self.recorded = dropdown("known runs", [NOTHING, *self._known], NOTHING, 640)
+        self.model, self.method = dropdown("model", models, model, 220), dropdown("method", METHODS, method, 220)
+        self.targets = dropdown("targets", self._targets[model], "all linear", 220)
+        self.dtype = dropdown("dtype", ("bfloat16", "float16", "float32"), "bfloat16", 160)
+        self.optimizer = dropdown("optimizer", OPTIMIZERS, "adamw", 220)
+        self.rank, self.batch = slider("rank", RANKS, rank), slider("batch", BATCHES, batch)
+        self.length = slider("tokens in a sequence", LENGTHS, length)
         self.checkpointing = ipywidgets.Checkbox(value=False, description="checkpointing", indent=False)
         self.checkpointing.layout.width = "140px"
-        self.gpu = drop("GPU for the hours", GPUS, "A100 80GB", 260)
-        self.tokens = slide("tokens in all", TOKENS, "10 million")
+        self.gpu = dropdown("GPU for the hours", GPUS, "A100 80GB", 260)
+        self.tokens = slider("tokens in all", TOKENS, "10 million")
         self.mfu = ipywidgets.FloatSlider(
             0.4, min=0.05, max=0.6, step=0.05, description="mfu", style=LABELLED, layout={"width": "260px"}
         )

@@ -7,7 +7,8 @@ to the left and right with it when the number of GPUs does.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import ipywidgets
 import numpy as np
@@ -17,7 +18,7 @@ from matplotlib.ticker import FuncFormatter
 from lora_lab import plots
 from lora_lab.budget import GPUS, budget, skeleton
 from lora_lab.plots.style import GREY, WIDTH
-from lora_lab.widgets.explorer import LABELLED, Explorer
+from lora_lab.widgets.explorer import LABELLED, Explorer, check_start, dropdown, slider
 
 HEIGHT = 3.7  # inches
 HOURS, MONEY = (0.02, 5e4), (0.5, 5e6)  # the ends of the axes
@@ -55,10 +56,8 @@ class CostExplorer(Explorer):
     """See `cost_explorer`. Every control is an attribute, `cost` is what follows from them."""
 
     def __init__(self, model: str, method: str, examples: int, length: int, claim: tuple[float, float]) -> None:
-        starts = (("model", model, MODELS), ("method", method, METHODS), ("examples", examples, EXAMPLES))
-        for name, value, allowed in (*starts, ("length", length, LENGTHS)):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+        sizes = {"examples": (examples, EXAMPLES), "length": (length, LENGTHS)}
+        check_start(model=(model, MODELS), method=(method, METHODS), **sizes)
         if min(claim) <= 0:
             raise ValueError(f"claim must be positive hours and money, got {claim}")
         self.claim = tuple(map(float, claim))
@@ -143,27 +142,13 @@ class CostExplorer(Explorer):
         self._says.set_text(f"{c.hours:,.1f} h, ${c.money:,.0f}")
 
     def _make_controls(self, model: str, method: str, examples: int, length: int) -> None:
-        def drop(name: str, options: Any, value: Any, width: int = 210) -> ipywidgets.Dropdown:
-            layout = {"width": f"{width}px"}
-            return ipywidgets.Dropdown(
-                options=list(options), value=value, description=name, style=LABELLED, layout=layout
-            )
-
-        def slide(name: str, options: Any, value: Any) -> ipywidgets.SelectionSlider:
-            options = [(f"{option:,}", option) for option in options]
-            return ipywidgets.SelectionSlider(
-                options=options, value=value, description=name, style=LABELLED, layout={"width": "300px"}
-            )
-
-        self.model, self.method = drop("model", MODELS, model), drop("method", METHODS, method, 150)
+        self.model, self.method = dropdown("model", MODELS, model, 210), dropdown("method", METHODS, method, 150)
         self.checkpointing = ipywidgets.Checkbox(
             value=True, description="checkpointing", indent=False, layout={"width": "140px"}
         )
-        self.examples, self.length = (
-            slide("examples", EXAMPLES, examples),
-            slide("tokens in an example", LENGTHS, length),
-        )
-        self.gpu, self.gpus = drop("GPU", GPUS, "A100 80GB"), slide("number of GPUs", GPU_COUNTS, 8)
+        self.examples = slider("examples", _written(EXAMPLES), examples)
+        self.length = slider("tokens in an example", _written(LENGTHS), length)
+        self.gpu, self.gpus = dropdown("GPU", GPUS, "A100 80GB", 210), slider("number of GPUs", GPU_COUNTS, 8)
         look = {"style": LABELLED, "layout": {"width": "300px"}}
         self.epochs = ipywidgets.IntSlider(1, 1, 120, description="epochs", **look)
         self.mfu = ipywidgets.FloatSlider(  # from idle nearly all the time, which a claim may imply
@@ -172,3 +157,7 @@ class CostExplorer(Explorer):
         self.price = ipywidgets.FloatSlider(
             2.0, min=0.5, max=15, step=0.1, description="price of a GPU hour ($)", **look
         )
+
+
+def _written(numbers: Iterable[int]) -> list[tuple[str, int]]:
+    return [(f"{number:,}", number) for number in numbers]

@@ -7,7 +7,7 @@ one, and keeps nothing but the latest in between. A slow machine shows fewer ste
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ipywidgets
@@ -20,10 +20,29 @@ from lora_lab.widgets.canvas import BlitCanvas
 LABELLED = {"description_width": "initial"}  # the default cuts a description after about twelve letters
 
 
+def check_start(**starts: tuple[Any, Iterable]) -> None:
+    """name=(value, allowed). Raises ValueError for a value that the control of that name cannot be set to."""
+    for name, (value, allowed) in starts.items():
+        if value not in (allowed := tuple(allowed)):
+            raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+
+
+def dropdown(name: str, options: Iterable, value: Any, width: int) -> ipywidgets.Dropdown:
+    """width: in CSS pixels."""
+    look = {"style": LABELLED, "layout": {"width": f"{width}px"}}
+    return ipywidgets.Dropdown(options=list(options), value=value, description=name, **look)
+
+
+def slider(name: str, options: Iterable, value: Any, width: int = 300) -> ipywidgets.SelectionSlider:
+    """Over options, each a value or a pair (text, value)."""
+    look = {"style": LABELLED, "layout": {"width": f"{width}px"}}
+    return ipywidgets.SelectionSlider(options=list(options), value=value, description=name, **look)
+
+
 class Explorer:
     """Base of the explorers. A subclass builds its figure, calls `_assemble`, and says what changes and in what words.
 
-    _move()       set the moving artists to the controls' values
+    _move()       set the moving artists to the controls' values; True if what stands still, like an axis, changed too
     readout()     the numbers, as HTML for the line below the picture
     alt()         one or two sentences that stand in for the picture as it is now"""
 
@@ -40,7 +59,7 @@ class Explorer:
         for control in controls:
             control.observe(self._changed, names="value")
 
-    def _move(self) -> None:
+    def _move(self) -> bool | None:
         raise NotImplementedError
 
     def readout(self) -> str:
@@ -56,7 +75,7 @@ class Explorer:
 
     def _refresh(self, whole: bool = False) -> None:
         with self._lock:
-            self._move()
+            whole = self._move() or whole
             self.canvas.redraw() if whole else self.canvas.update()
             self._readout.value = self.readout()
 

@@ -24,9 +24,9 @@ from lora_lab.base import is_quantized, oriented_weight
 from lora_lab.inject import lora_layers
 from lora_lab.plots.style import LINES, MARKERS, WIDTH
 from lora_lab.spectrum import factor_svd
-from lora_lab.widgets.explorer import LABELLED, Explorer
+from lora_lab.widgets.explorer import Explorer, dropdown, slider
 
-HEIGHT = 3.5
+HEIGHT, WIDE = 3.5, 330  # inches; CSS pixels of a control
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 EDGES = np.linspace(-12, 0, 49)  # log10 of an error or of an entry of ΔW
 EXACT = EDGES[0]  # where entries without any error are counted
@@ -74,11 +74,11 @@ class MergeExplorer(Explorer):
         ranks = sorted({rank for _, rank, _ in flips if rank <= largest}) or _halved(largest)
         self._times = sorted({times for _, _, times in flips}) or [0.25, 0.5, 1.0, 2.0, 4.0]
         first = next((name for name in self._layers if name.endswith("1.mlp.down_proj")), next(iter(self._layers)))
-        wide = {"style": LABELLED, "layout": {"width": "330px"}}
-        self.layer = ipywidgets.Dropdown(options=list(self._layers), value=first, description="layer", **wide)
-        self.dtype = ipywidgets.Dropdown(options=list(DTYPES), value="bfloat16", description="dtype", **wide)
-        self.rank = _slider("rank r", ranks, ranks[-1], wide)
-        self.times = _slider("scale, times that of training", self._times, _nearest(self._times, 1.0), wide)
+        self.layer = dropdown("layer", self._layers, first, WIDE)
+        self.dtype = dropdown("dtype", DTYPES, "bfloat16", WIDE)
+        self.rank = slider("rank r", ranks, ranks[-1], WIDE)
+        times = [(f"{each:g}", each) for each in self._times]
+        self.times = slider("scale, times that of training", times, _nearest(self._times, 1.0), WIDE)
         with plots.style():
             fig = self._figure(ranks)
         moving = [self._errors, self._updates, self._limit, *self._lines, self._here]
@@ -183,11 +183,6 @@ def _decomposed(layer: Any) -> _Layer:
 def _logarithm(sizes: torch.Tensor) -> np.ndarray:
     """log10, with everything outside the edges in the first or last bin. fp32: the histogram takes half the time."""
     return sizes.float().clamp(1.001e-12, 0.999).log10().flatten().numpy()
-
-
-def _slider(description: str, options: Sequence[Any], value: Any, look: dict) -> ipywidgets.SelectionSlider:
-    pairs = [(f"{option:g}", option) for option in options]
-    return ipywidgets.SelectionSlider(options=pairs, value=value, description=description, **look)
 
 
 def _nearest(options: Sequence[float], value: float) -> float:

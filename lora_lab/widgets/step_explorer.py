@@ -171,7 +171,7 @@ class StepExplorer(Explorer):
         point, chosen, other = (ax.plot([], [], **look)[0] for look in LOOKS.values())
         return chosen, other, point
 
-    def _move(self) -> None:
+    def _move(self) -> bool:
         rule = RULES[self.rule.value]
         chosen = self._curves(rule)
         other = self._curves(next(name for name in EXPONENT if name != rule))
@@ -194,25 +194,19 @@ class StepExplorer(Explorer):
         )
         for head, text in zip(self._heads, says, strict=True):
             head.set_text(text)
-        self._fit(chosen, other)
+        return self._fit(chosen, other)
 
-    def _fit(self, chosen: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> None:
-        """Axes in whole powers of ten, so that they move seldom; `_moved_axes` says whether they just did."""
+    def _fit(self, chosen: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> bool:
+        """Axes in whole powers of ten, so that they move seldom. True if they just did."""
         unit, step = self._unit, [self.rate.value * s**self._unit.power for s in (chosen[0], other[0])]
         largest = np.array([values[0] for values in unit.spectra])
         tops = np.concatenate([largest * each for each in step])
         limits = [_decades(np.concatenate(pair)) for pair in zip(chosen, other, strict=True)]
         limits.append(_decades(np.append(tops, tops.min() * DEPTH)))
-        self._moved_axes = limits != self._limits
-        self._limits = limits
+        moved, self._limits = limits != self._limits, limits
         for ax, pair in zip(self._axes, limits, strict=True):
             ax.set_ylim(*pair)
-
-    def _refresh(self, whole: bool = False) -> None:
-        with self._lock:
-            self._move()
-            self.canvas.redraw() if whole or self._moved_axes else self.canvas.update()
-            self._readout.value = self.readout()
+        return moved
 
 
 def _decades(values: np.ndarray) -> tuple[float, float]:
