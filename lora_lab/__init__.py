@@ -12,6 +12,7 @@ from lora_lab.inject import Count, count, eject, inject, lora_layers
 from lora_lab.layer import LoRALinear
 from lora_lab.merge import merge_, merged, merged_weight, unmerge_
 from lora_lab.merge_check import MergeReport, validate_merge
+from lora_lab.provenance import fingerprint
 from lora_lab.targets import find_targets
 from lora_lab.train import History, train
 
@@ -28,6 +29,7 @@ __all__ = [
     "count",
     "eject",
     "find_targets",
+    "fingerprint",
     "inject",
     "load_adapter",
     "lora_layers",

@@ -7,12 +7,15 @@ An adapter whose init shifted the base by -s·B0 A0 is saved as an update of the
     W + s·(BA - B0 A0) = W + s·[B, -B0] [A; A0]
 
 Anything that reads PEFT's format can use that. A note in the header of the weights lets `load_adapter` split it
-again, shift the base again, and train on at the original rank.
+again, shift the base again, and train on at the original rank. A second note says which base the adapter was made for
+(`lora_lab.provenance`), and any other is refused. PEFT passes over both.
 """
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +28,7 @@ from lora_lab.init.start import Start
 from lora_lab.inject import eject, install, lora_layers, quantize_base_
 from lora_lab.layer import LoRALinear, check_settings
 from lora_lab.peft_config import config_of
+from lora_lab.provenance import Fingerprints, bases_of, differs, fingerprints
 from lora_lab.variants.experts import LoRAExperts, expert_layers
 from lora_lab.variants.experts.files import config_with_experts, stored_experts, take_experts
 from lora_lab.variants.experts.inject import install_experts
@@ -56,7 +60,8 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike) -> Path:
 
     Both files are written beside, then moved into place: a full disk or an error leaves the old adapter as it was,
     and no crash leaves half a file. The weights carry a digest of their config, so that the one gap, a kill between
-    the two moves, is noticed on loading.
+    the two moves, is noticed on loading. Their header says which base the adapter was made for, unless that is gone (a
+    base that was merged without being kept). That takes a pass over the adapted weights.
 
     Raises ValueError, with nothing written, if `model` has no LoRA layer or is a bare one (its path names it in the
     file), if an adapter holds NaN or infinity, or if its layers differ in what one config can say (dropout, rsLoRA).
@@ -68,6 +73,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike) -> Path:
     if len(dropouts) > 1:
         raise ValueError(f"the layers differ in lora_dropout ({sorted(dropouts)}), which one adapter file cannot say")
     adapter, notes = adapter_of(model), notes_of(layers) if layers else Notes()
+    notes = replace(notes, base=fingerprints(bases_of(model)))
     if experts:
         return write_files(folder, adapter | stored_experts(model), config_with_experts(adapter, model), notes)
     return write_files(folder, adapter, config_of(adapter, dropouts.pop(), model), notes)
@@ -77,7 +83,10 @@ def write_adapter(adapter: Adapter, folder: str | os.PathLike, model: nn.Module 
     """Write plain factors, of `combine` say, as `save_adapter` does. `model`: the base they are for, if at hand."""
     if not adapter or "" in adapter:
         raise ValueError("the adapter names no layer: there is nothing to save")
-    return write_files(folder, adapter, config_of(adapter, model=model), Notes())
+    modules = dict(model.named_modules()) if model is not None else {}
+    known = all(name in modules and isinstance(modules[name], LoRALinear | nn.Linear) for name in adapter)
+    notes = Notes(base=fingerprints({name: modules[name] for name in adapter}) if known else {})
+    return write_files(folder, adapter, config_of(adapter, model=model), notes)
 
 
 def read_adapter(folder: str | os.PathLike) -> Adapter:
@@ -95,16 +104,23 @@ def read_adapter(folder: str | os.PathLike) -> Adapter:
     return adapter
 
 
-def load_adapter(model: nn.Module, folder: str | os.PathLike, *, plain: bool = False) -> nn.Module:
+def load_adapter(
+    model: nn.Module, folder: str | os.PathLike, *, plain: bool = False, any_base: bool = False
+) -> nn.Module:
     """Inject the adapter in `folder` into `model`, in place; the base is frozen, A and B can train on.
 
     If its init had shifted or `inject` had quantized the base that it was trained on, the same is done to this base,
     and the outputs are those of the saved model. `plain` leaves the base alone, as PEFT would: an adapter with a shift
     then has twice the rank.
 
+    A file that says which base its adapter was made for is refused by any other. The same base rounded to another dtype
+    is accepted, biases and layers without an adapter are not looked at, and a file that says nothing (PEFT's own, older
+    ones of ours) fits any base of its shapes: see `lora_lab.provenance`. any_base: do not ask.
+
     Raises, with `model` and the global random state untouched: FileNotFoundError for a missing file; ValueError for
     a truncated or foreign file, NaNs, a rank other than the config's, layers that the model lacks or that have
-    another shape (a wrong base), a model that is injected already, or a kind of adapter that is not plain LoRA.
+    another shape, or other weights than the adapter was made for (a wrong base), a model that is injected already, or
+    a kind of adapter that is not plain LoRA.
     """
     if lora_layers(model) or expert_layers(model):
         raise ValueError("the model is already injected: eject it first")
@@ -114,8 +130,10 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, *, plain: bool = F
     settings = _settings(model, config, pairs)
     modules = dict(model.named_modules())
     found = {name: modules[name] for name in pairs}
-    notes = Notes() if plain else notes
+    made_for, notes = notes.base, Notes() if plain else notes
     notes.check(found)
+    if made_for and not any_base:
+        _refuse_other_base(folder, made_for, _given(model, found, experts, made_for, notes))
 
     def build() -> dict[str, LoRALinear]:
         return {name: _rebuild(base, pairs[name], settings[name], notes, name) for name, base in found.items()}
@@ -130,6 +148,31 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, *, plain: bool = F
                 eject(model)
             raise
     return model
+
+
+def _given(model: nn.Module, found: dict, experts: dict, made_for: Fingerprints, notes: Notes) -> Fingerprints:
+    """Of the base as it is; quantized for the comparison if the adapter knows no more than the codes beside it."""
+    sources: dict[str, Any] = dict(found)
+    if set(made_for) == {"codes"} and notes.quantize:
+        from lora_lab.quantized_linear import QuantizedLinear
+
+        sources = {
+            name: QuantizedLinear.from_linear(base, **notes.quantize) if notes.quantizes(base) else base
+            for name, base in found.items()
+        }
+    for name, tensors in experts.items():
+        sources |= {f"{name}.{tensor}": getattr(model.get_submodule(name), tensor) for tensor in tensors}
+    return fingerprints(sources)
+
+
+def _refuse_other_base(folder: str | os.PathLike, made_for: Fingerprints, given: Fingerprints) -> None:
+    if found := differs(made_for, given):
+        dtype, wanted, here = found
+        raise ValueError(
+            f"{folder}: the adapter was made for the base {wanted[:16]}, this one is {here[:16]} (SHA-256 of the "
+            f"adapted weights, {dtype}): another base, or trained, merged or damaged since. any_base=True loads it "
+            "all the same"
+        )
 
 
 def _rebuild(base: nn.Module, pair: dict[str, Tensor], settings: tuple, notes: Notes, name: str) -> LoRALinear:

@@ -3,20 +3,23 @@
 shifted   {path: alpha}   these layers' factors are [A; A0] and [B, -B0]; alpha is that of A and B alone
 quantize  {kind, ...}     the base was quantized, after its shift
 trains    "A"             the other factor stays frozen (MiCA)
+
+Under a key of its own: base {dtype: digits}, which base the adapter was made for (`lora_lab.provenance`).
 """
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from lora_lab.base import is_quantized
 from lora_lab.layer import LoRALinear
+from lora_lab.provenance import as_text, from_text
 
-KEY = "lora_lab"
+KEY, BASE_KEY = "lora_lab", "lora_lab_base"
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,14 @@ class Notes:
     shifted: dict[str, float] = field(default_factory=dict)
     quantize: dict[str, Any] = field(default_factory=dict)
     trains: str = "AB"
+    base: dict[str, str] = field(default_factory=dict)
 
     def metadata(self) -> dict[str, str]:
         """For the header of a safetensors file; nothing if there is nothing to say."""
-        return {} if self == Notes() else {KEY: json.dumps(asdict(self), sort_keys=True)}
+        text = {BASE_KEY: as_text(self.base)} if self.base else {}
+        if replace(self, base={}) != Notes():
+            text[KEY] = json.dumps({key: value for key, value in asdict(self).items() if key != "base"}, sort_keys=True)
+        return text
 
     def quantizes(self, base: nn.Module) -> bool:
         """Is `base` still to be quantized?"""
@@ -58,10 +65,11 @@ def notes_of(layers: Mapping[str, LoRALinear]) -> Notes:
 
 def read_notes(metadata: Mapping[str, str], ranks: Mapping[str, int]) -> Notes:
     """The notes in a header; empty where there are none. Raises ValueError if they do not fit layers of these ranks."""
+    base = from_text(metadata[BASE_KEY]) if BASE_KEY in metadata else {}
     if KEY not in metadata:
-        return Notes()
+        return Notes(base=base)
     try:
-        notes = Notes(**json.loads(metadata[KEY]))
+        notes = Notes(**json.loads(metadata[KEY]), base=base)
         fits = all(ranks[name] % 2 == 0 and 0 < alpha < math.inf for name, alpha in notes.shifted.items())
         fits = fits and notes.trains in ("A", "B", "AB") and isinstance(notes.quantize, dict)
     except (TypeError, ValueError, KeyError, AttributeError):

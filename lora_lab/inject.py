@@ -13,6 +13,7 @@ from torch import nn
 from lora_lab.base import is_quantized, refuse_many, refuse_unwritable
 from lora_lab.init import Init, NamedInit, resolve
 from lora_lab.layer import LoRALinear, check_settings
+from lora_lab.origin import remember
 from lora_lab.targets import find_targets
 
 _WAS_TRAINABLE = "_trainable_before_inject"
@@ -99,6 +100,7 @@ def quantize_base_(wrapper: LoRALinear, quantize: Mapping[str, Any]) -> LoRALine
     from lora_lab.shift import shifted_weight
 
     base = QuantizedLinear.from_linear(wrapper.base, **quantize)
+    remember(wrapper)
     if wrapper.A0 is not None:
         base.requantize_(shifted_weight(wrapper))
         wrapper.shifted = True

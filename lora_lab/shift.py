@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lora_lab.base import is_quantized, oriented_weight, rewrite_, write_weight_
 from lora_lab.layer import LoRALinear
+from lora_lab.origin import remember
 
 
 @torch.no_grad()
@@ -40,6 +41,8 @@ def shift_(layers: Mapping[str, LoRALinear]) -> None:
             shifted_weight(layer)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+    for layer in pending.values():
+        remember(layer)
     done: dict[str, LoRALinear] = {}
     spare: list[Tensor] = []
     try:

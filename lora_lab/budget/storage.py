@@ -10,13 +10,18 @@ from typing import Any
 
 import torch
 
-from lora_lab.adapter_notes import Notes
+from lora_lab.adapter_notes import BASE_KEY, Notes
 from lora_lab.budget.sites import Site
+from lora_lab.provenance import WIDTH
 
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 SCALE_BLOCK = 256  # scales that share a scale in double quantization
-# What the two libraries put into the header beside the tensors; the digest of lora_lab's config has 64 digits.
-METADATA = {"peft": {"format": "pt"}, "lora_lab": {"format": "pt", "lora_lab_config": "0" * 64}}
+# What the two libraries put into the header beside the tensors: lora_lab a digest of its config, of 64 digits, and
+# which base the adapter was made for.
+METADATA = {
+    "peft": {"format": "pt"},
+    "lora_lab": {"format": "pt", "lora_lab_config": "0" * 64, BASE_KEY: " " * WIDTH},
+}
 
 
 def code_bytes(out: int, in_: int, kind: str = "nf4", block_size: int | None = None, double: bool | None = None) -> int:

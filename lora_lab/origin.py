@@ -1,0 +1,42 @@
+"""What a base weight was before an init shifted it or its codes replaced it: digests that a LoRA layer remembers.
+
+A file's adapter is an update of that W, which cannot be had back to the bit. `lora_lab.provenance` explains.
+"""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_lab.base import is_quantized, oriented_weight
+
+_ORIGIN = "_base_digests"
+ROUNDED = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@torch.no_grad()
+def digests_of(weight: Tensor) -> dict[str, str]:
+    """SHA-256 of shape and bytes by dtype, its own first, then rounded to those that are no wider. Empty: none held."""
+    if weight.is_meta or not weight.numel():
+        return {}
+    weight = weight.detach().cpu()
+    kinds = [weight.dtype, *(d for d in ROUNDED if d != weight.dtype and d.itemsize <= weight.dtype.itemsize)]
+    found = {}
+    for dtype in kinds:
+        digest = hashlib.sha256(f"{tuple(weight.shape)} ".encode())
+        digest.update(weight.to(dtype).contiguous().flatten().view(torch.uint8).numpy())
+        found[str(dtype).removeprefix("torch.")] = digest.hexdigest()
+    return found
+
+
+def remember(layer: Any) -> None:
+    """Let a `LoRALinear` remember its base as it is, before the first change to it. Later calls change nothing."""
+    base: nn.Module = layer.base
+    if _ORIGIN not in layer.__dict__ and not is_quantized(base):
+        layer.__dict__[_ORIGIN] = digests_of(oriented_weight(base))
+
+
+def origin_of(layer: Any) -> dict[str, str]:
+    """What `remember` was told; empty if the base was never changed."""
+    return layer.__dict__.get(_ORIGIN, {})
