@@ -2,10 +2,12 @@
 
 For each entry, with W* = W + s·BA computed here in fp64, by none of the functions that merge, and W' the merged weight:
 
-    |W' - W*| <= u·|W*| + e + tiny,      e = (r + 3)·2⁻²⁴·(|W| + s·|B_i|·|A_j|),      u = half the spacing in W's dtype
+    |W' - W*| <= u·|W*| + e + tiny,      e = (r + 3)·2⁻²⁴·(|W| + |s|·‖B_i‖·‖A_j‖),    u = half the spacing in W's dtype
 
 u·|W*| is the one rounding that no merge can avoid; e is the product and the sum in fp32 (Higham 2002, "Accuracy and
-Stability of Numerical Algorithms", section 3.1; |B_i|·|A_j| by Cauchy-Schwarz). With DoRA W* = (m/n)∘(W + s·BA), and e
+Stability of Numerical Algorithms", section 3.1; ‖B_i‖·‖A_j‖ by Cauchy-Schwarz): r roundings for the product, one each
+for the scale and for adding W, and one more that pays for products of roundings, as long as r stays below 200.
+Assumed: rounding to nearest, fp32 that is fp32 (no TF32), no overflow. With DoRA W* = (m/n)∘(W + s·BA), and e
 is multiplied by m/n and grows by what the row lengths n lose. Into 4 or 8 bits the first term is what the codes can
 miss. An fp64 base is computed in fp64 on both sides.
 """
@@ -25,7 +27,7 @@ def exact_merge(layer: LoRALinear, merged_base: nn.Module) -> tuple[Tensor, Tens
     wide = torch.promote_types(layer.A.dtype, torch.float32)
     unit = torch.finfo(wide).eps / 2
     exact = W + layer.scale * (B @ A)
-    error = (A.shape[0] + 3) * unit * (W.abs() + layer.scale * torch.outer(B.norm(dim=1), A.norm(dim=0)))
+    error = (A.shape[0] + 3) * unit * (W.abs() + abs(layer.scale) * torch.outer(B.norm(dim=1), A.norm(dim=0)))
     magnitude = getattr(layer, "magnitude", None)
     if magnitude is not None:
         lengths = exact.norm(dim=1)
@@ -49,7 +51,7 @@ def exact_expert_merge(update: nn.Module, weight: Tensor, dtype: torch.dtype) ->
     if update.transposed:
         delta, sizes = delta.mT, sizes.mT
     exact = weight.double() + update.scale * delta
-    error = (A.shape[1] + 3) * unit * (weight.double().abs() + update.scale * sizes)
+    error = (A.shape[1] + 3) * unit * (weight.double().abs() + abs(update.scale) * sizes)
     return exact, error + _rounding(exact.abs() + error, dtype)
 
 

@@ -9,6 +9,7 @@ from models_for_tests import ALPHA, RANK, fill, llama
 from lora_lab.experiments import merging
 from lora_lab.inject import inject, lora_layers
 from lora_lab.merge import merged
+from lora_lab.models import load_base
 
 
 @pytest.fixture
@@ -68,6 +69,41 @@ def test_of_the_routes_one_is_exact_one_stays_small_and_one_starts_from_the_orig
     want = base.get_submodule(path).weight + layer.delta_weight()
     torch.testing.assert_close(original.get_submodule(path).weight, want)
     assert not lora_layers(small) | lora_layers(exact) | lora_layers(original)
+
+
+def test_a_lead_is_that_of_the_first_over_the_second():
+    logits = torch.tensor([[1.0, 4.0, 3.5], [2.0, -1.0, 0.0], [0.0, 0.0, 9.0]])
+    found = merging.margins(logits)
+    assert found["lead"] == pytest.approx(2.0)
+    assert 0.5 < found["low_lead"] < 0.6
+
+
+def test_pairs_are_judged_by_those_that_changed():
+    """McNemar's exact p is the binomial test of a fair coin; the error is that of a mean of -1, 0 and 1."""
+    before = [True] * 9 + [False] * 11
+    after = [False] * 6 + [True] * 4 + [False] * 10
+    found = merging.paired(before, after)
+    assert (found["lost"], found["gained"]) == (6, 1)
+    assert found["p"] == pytest.approx(2 * (1 + 7) / 2**7)
+    steps = torch.tensor([b - a for a, b in zip(before, after, strict=True)]).double()
+    assert found["change"] == pytest.approx(steps.mean().item())
+    assert found["error"] == pytest.approx((steps.var(correction=0) / len(steps)).sqrt().item())
+    assert merging.paired(before, before) == {"lost": 0, "gained": 0, "change": 0.0, "error": 0.0, "p": 1.0}
+
+
+def test_both_adapters_are_added_to_one_base():
+    first, second = (load_base()[0] for _ in range(2))
+    torch.manual_seed(0)
+    for model, targets in ((first, ["q_proj"]), (second, ["q_proj", "v_proj"])):
+        fill(inject(model, targets, RANK, ALPHA))
+    found, base = merging.both(first, second, 0.5), load_base()[0]
+    for path in ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"):
+        want = base.get_submodule(path).weight.clone()
+        for model in (first, second):
+            if path in lora_layers(model):
+                want += 0.5 * lora_layers(model)[path].delta_weight()
+        torch.testing.assert_close(found.get_submodule(path).weight, want)
+    assert not lora_layers(found)
 
 
 def test_a_table_is_the_mean_share():

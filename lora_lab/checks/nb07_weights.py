@@ -78,7 +78,7 @@ def _refuse(model: nn.Module, got: Any, layers: dict[str, nn.Module]) -> None:
             if value.shape != want[name].shape:
                 raise Wrong(f"{name} has the shape {tuple(value.shape)}, but {tuple(want[name].shape)} is expected")
             if fault := _weight_fault(path, value, layers[path]):
-                raise Wrong(f"your merge: {fault}")
+                raise Wrong(f"your merge {fault}" if fault.startswith("adds") else f"in your merge {fault}")
         elif not torch.equal(value, want[name]):
             raise Wrong(f"your merge changes {name}, which no adapter touches")
     trains = [name for name, parameter in got.named_parameters() if parameter.requires_grad]

@@ -2,12 +2,15 @@
 
     python -m lora_lab.experiments.merging        writes data/measurements/merging.json, in minutes
 
-"flips"    three adapters, cut to a rank and multiplied: how many most likely tokens of the answers merging changes
-"routes"   three adapters trained beside NF4 weights, merged in three ways
+"flips"    three adapters, cut to a rank and multiplied: how many most likely tokens of the answers merging changes, how
+           far their logits move, and how far the most likely token leads
+"routes"   three adapters trained beside NF4 weights, merged in three ways: which requests each gets right
+"pairs"    two adapters, for two tasks, in one weight, each multiplied by a weight: how much of both tasks is left
 "latency"  a forward pass and one new token, unmerged over merged
 """
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +26,13 @@ from lora_lab.combine import combine
 from lora_lab.inject import inject, lora_layers, replace_modules, unwrap
 from lora_lab.layer import LoRALinear
 from lora_lab.merge import merge_, merged
-from lora_lab.models import load_base
+from lora_lab.models import answer, load_base
 from lora_lab.modes import evaluating
 from lora_lab.train import train
 
 TASK, RANK, ALPHA, STEPS, RATE = "support_desk", 8, 16, 120, 1e-2
+SECOND, SECOND_RANK, SECOND_ALPHA, SECOND_STEPS = "voice_pirate", 4, 6, 70
+WEIGHTS = (1.0, 0.7, 0.5, 0.3)  # of both adapters in one weight
 SEEDS = 3
 RANKS, TIMES = (1, 2, 4, 8), (0.25, 0.5, 1.0, 2.0, 4.0)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,6 +46,45 @@ def trained(seed: int = 0, quantize: str | None = None):
     inject(model, "all-linear", RANK, ALPHA, quantize=quantize)
     train(model, tasks.encode(tasks.load(TASK, "train"), tokenizer), steps=STEPS, lr=RATE, seed=seed)
     return model.eval(), tokenizer
+
+
+def second(seed: int = 0) -> nn.Module:
+    """The base with a smaller adapter that has learned another voice."""
+    model, tokenizer = load_base()
+    torch.manual_seed(seed + 1)
+    inject(model, "all-linear", SECOND_RANK, SECOND_ALPHA)
+    train(model, tasks.encode(tasks.load(SECOND, "train"), tokenizer), steps=SECOND_STEPS, lr=RATE, seed=seed)
+    return model.eval()
+
+
+def both(first: nn.Module, second: nn.Module, weight: float = 1.0) -> nn.Module:
+    """A plain base with weight · (ΔW of the first + ΔW of the second) added."""
+    model = load_base()[0]
+    for adapted in (first, second):
+        for path, layer in lora_layers(adapted).items():
+            model.get_submodule(path).weight.data += weight * layer.delta_weight()
+    return model.eval()
+
+
+def right(model: nn.Module, tokenizer, examples: Sequence[tasks.Example], task: str = TASK) -> list[bool]:
+    """Which of the requests the model answers right to the last character."""
+    longest = max(len(tokenizer(e.completion, add_special_tokens=False)["input_ids"]) for e in examples)
+    given = answer(model, tokenizer, [e.prompt for e in examples], max_new_tokens=longest + 4)
+    found = zip(given, examples, strict=True)
+    return [bool(tasks.TASKS[task].measure(text, e.completion)["exact"]) for text, e in found]
+
+
+def paired(before: Sequence[bool], after: Sequence[bool]) -> dict[str, float]:
+    """Of the same requests: how many were lost and gained, the change of the score with its standard error, and p.
+
+    p: how often a fair coin would split those that changed at least as unevenly (the exact test of McNemar).
+    """
+    lost = sum(b and not a for b, a in zip(before, after, strict=True))
+    gained = sum(a and not b for b, a in zip(before, after, strict=True))
+    n, changed = len(before), lost + gained
+    error = math.sqrt(max(changed - (gained - lost) ** 2 / n, 0)) / n
+    tail = sum(math.comb(changed, k) for k in range(min(lost, gained) + 1)) / 2**changed
+    return {"lost": lost, "gained": gained, "change": (gained - lost) / n, "error": error, "p": min(1.0, 2 * tail)}
 
 
 def requests(tokenizer, limit: int = REQUESTS) -> dict[str, Tensor]:
@@ -89,7 +133,15 @@ def _constant(A: Tensor, B: Tensor) -> Callable[[Tensor, int, float], tuple[Tens
 def flips_of(model: nn.Module, batch: dict[str, Tensor], rank: int, times: float, dtype: str) -> dict[str, float]:
     """One point of the explorer: merged against unmerged, both in `dtype`."""
     cut = recut(model, rank, times, DTYPES[dtype])
-    return difference(answer_logits(cut, batch), answer_logits(merged(cut), batch))
+    before, after = answer_logits(cut, batch), answer_logits(merged(cut), batch)
+    return difference(before, after) | margins(before)
+
+
+def margins(logits: Tensor) -> dict[str, float]:
+    """How far the most likely token leads the second one: the median over the positions, and the lowest hundredth."""
+    first, second = logits.topk(2).values.unbind(-1)
+    lead = first - second
+    return {"lead": lead.median().item(), "low_lead": lead.quantile(0.01).item()}
 
 
 def precision(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, dict[str, float]]:
@@ -188,7 +240,8 @@ def _flip_rows(models: Sequence[nn.Module], batch: dict[str, Tensor]) -> Iterato
             for times in TIMES:
                 found = [flips_of(model, batch, rank, times, dtype) for model in models]
                 row = {"dtype": dtype, "rank": rank, "times": times, "positions": found[0]["positions"]}
-                yield row | {"flips": [each["flips"] for each in found], "max": [round(f["max"], 6) for f in found]}
+                figures = {key: [float(f"{f[key]:.4g}") for f in found] for key in ("max", "mean", "lead", "low_lead")}
+                yield row | {"flips": [each["flips"] for each in found]} | figures
 
 
 def _route_rows(seed: int, base: nn.Module) -> Iterator[dict]:
@@ -197,8 +250,19 @@ def _route_rows(seed: int, base: nn.Module) -> Iterator[dict]:
     reference = answer_logits(model, batch)
     for name, after in {"not merged": model, **routes(model, base)}.items():
         found = difference(reference, answer_logits(after, batch))
-        exact = tasks.score(TASK, after, tokenizer, examples)["exact"]
-        yield {"route": name, "seed": seed, "exact": exact, "bytes": weight_bytes(after)} | found
+        given = right(after, tokenizer, examples)
+        row = {"route": name, "seed": seed, "exact": sum(given) / len(given), "bytes": weight_bytes(after)} | found
+        yield row | {"right": "".join("01"[each] for each in given)}
+
+
+def _pair_rows(seed: int, first: nn.Module, tokenizer) -> Iterator[dict]:
+    other = second(seed)
+    models = {"first alone": first, "second alone": other, **{w: both(first, other, w) for w in WEIGHTS}}
+    for weight, model in models.items():
+        scores = {
+            task: tasks.score(task, model, tokenizer, tasks.load(task, "test", limit=100)) for task in (TASK, SECOND)
+        }
+        yield {"weight": weight, "seed": seed} | scores
 
 
 def main() -> None:
@@ -217,6 +281,8 @@ def main() -> None:
     base = load_base()[0]
     content["routes"] = [row for seed in range(SEEDS) for row in _route_rows(seed, base)]
     print(content["routes"], flush=True)
+    content["pairs"] = [row for seed, (model, t) in enumerate(adapted) for row in _pair_rows(seed, model, t)]
+    print(content["pairs"], flush=True)
     content["flips"] = list(_flip_rows([model for model, _ in adapted], batch))
     write_json(MEASUREMENTS / "merging.json", content)
 

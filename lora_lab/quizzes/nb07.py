@@ -14,7 +14,7 @@ QUESTIONS = [
             (
                 "The merge was done in float64.",
                 False,
-                "Even float64 leaves a difference between two real computations.",
+                "Merged and unmerged round at other places, in float64 too: over many logits some would differ.",
             ),
         ],
     ),
@@ -62,7 +62,7 @@ QUESTIONS = [
             (
                 "Into the codes, quantized again.",
                 False,
-                "Much of the update is smaller than the distance between codes.",
+                "The sum is rounded to codes once more: in section 6 that moved the weights by far the most.",
             ),
         ],
     ),

@@ -28,7 +28,8 @@ from lora_lab.widgets.explorer import Explorer, dropdown, slider
 
 HEIGHT, WIDE = 3.5, 330  # inches; CSS pixels of a control
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-EDGES = np.linspace(-12, 0, 49)  # log10 of an error or of an entry of ΔW
+EDGES = np.linspace(-10, 0, 41)  # log10 of an error or of an entry of ΔW
+SMALL = 0.1  # percent of the answer tokens
 EXACT = EDGES[0]  # where entries without any error are counted
 Flips = Mapping[tuple[str, int, float], float]
 
@@ -81,7 +82,7 @@ class MergeExplorer(Explorer):
         self.times = slider("scale, times that of training", times, _nearest(self._times, 1.0), WIDE)
         with plots.style():
             fig = self._figure(ranks)
-        moving = [self._errors, self._updates, self._limit, *self._lines, self._here]
+        moving = [self._errors, self._updates, self._limit, self._share, *self._lines, self._here]
         self._assemble(fig, moving, [self.layer, self.dtype, self.rank, self.times])
 
     @property
@@ -138,10 +139,11 @@ class MergeExplorer(Explorer):
         (self._updates,) = left.plot(centres, 0 * centres, marker="", label="update |s·BA|")
         self._limit = left.axvline(0, color="black", linestyle=":", linewidth=1.2, marker="", label="largest error")
         left.set(xlim=(EDGES[0], EDGES[-1]), ylim=(0, 0.3), xlabel="size of an entry", ylabel="share of the entries")
-        left.xaxis.set_major_locator(FixedLocator(range(-12, 1, 3)))
+        left.xaxis.set_major_locator(FixedLocator(range(-10, 1, 2)))
         left.xaxis.set_major_formatter(FuncFormatter(lambda x, _: "0" if x <= EXACT else f"$10^{{{x:.0f}}}$"))
         left.set_title("Does rounding reach the update?", size=10)
         left.legend(loc="upper left", fontsize=8.5, handlelength=2)
+        self._share = left.text(0.03, 0.42, "", transform=left.transAxes, fontsize=9.5, linespacing=1.35)
         self._lines = [
             right.plot([], [], label=name, linestyle=LINES[i], marker=MARKERS[i])[0] for i, name in enumerate(DTYPES)
         ]
@@ -152,8 +154,15 @@ class MergeExplorer(Explorer):
         right.xaxis.set_minor_locator(NullLocator())
         right.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         top = 100 * max(self._flips.values(), default=0.01)
+        # Linear below a tenth of a percent, where 0 and single tokens stand; logarithmic above.
+        right.set_yscale("symlog", linthresh=SMALL, linscale=0.6)
+        right.yaxis.set_major_locator(FixedLocator([0, SMALL, 1, 10, 100]))
+        right.yaxis.set_minor_locator(NullLocator())
+        right.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         right.set(
-            ylim=(-0.04 * top, 1.15 * top), xlabel="scale, times that of training", ylabel="changed answer tokens, %"
+            ylim=(-0.2 * SMALL, 3 * max(top, 1)),
+            xlabel="scale, times that of training",
+            ylabel="changed answer tokens, %",
         )
         right.set_title("What becomes of the answers?", size=10)
         right.legend(loc="upper left", fontsize=8.5, handlelength=2.4)
@@ -164,7 +173,8 @@ class MergeExplorer(Explorer):
         for line, values in ((self._errors, errors), (self._updates, updates)):
             counts, _ = np.histogram(values, EDGES)
             line.set_ydata(counts / len(values))
-        self._limit.set_xdata([np.log10(max(numbers.largest, 1e-12))] * 2)
+        self._share.set_text(f"{100 * numbers.drowned:.1f} % of the entries\nlose more than half\nof their update")
+        self._limit.set_xdata([np.log10(max(numbers.largest, 10.0**EXACT))] * 2)
         for line, name in zip(self._lines, DTYPES, strict=True):
             points = [
                 (t, 100 * self._flips[key]) for t in self._times if (key := (name, self.rank.value, t)) in self._flips
@@ -182,7 +192,7 @@ def _decomposed(layer: Any) -> _Layer:
 
 def _logarithm(sizes: torch.Tensor) -> np.ndarray:
     """log10, with everything outside the edges in the first or last bin. fp32: the histogram takes half the time."""
-    return sizes.float().clamp(1.001e-12, 0.999).log10().flatten().numpy()
+    return sizes.float().clamp(1.001 * 10.0**EXACT, 0.999).log10().flatten().numpy()
 
 
 def _nearest(options: Sequence[float], value: float) -> float:

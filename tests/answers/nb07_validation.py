@@ -19,7 +19,25 @@ def star(W, A, B, scale):
 
 def fp32_part(W, A, B, scale):
     sizes = torch.outer(B.double().norm(dim=1), A.double().norm(dim=0))
-    return (len(A) + 3) * 2**-24 * (W.double().abs() + scale * sizes)
+    return (len(A) + 3) * 2**-24 * (W.double().abs() + abs(scale) * sizes)
+
+
+def signed(W, A, B, scale, dtype):
+    sizes = W.double().abs() + scale * torch.outer(B.double().norm(dim=1), A.double().norm(dim=0))
+    u, t = torch.finfo(dtype).eps / 2, torch.finfo(dtype).tiny
+    return u * (star(W, A, B, scale).abs() + t) + (len(A) + 3) * 2**-24 * sizes
+
+
+def counting(extra):
+    def of(W, A, B, scale, dtype):
+        e = fp32_part(W, A, B, scale)
+        return bound(W, A, B, scale, dtype) - e + (len(A) + extra) / (len(A) + 3) * e
+
+    return of
+
+
+def whole_step(W, A, B, scale, dtype):
+    return 2 * bound(W, A, B, scale, dtype) - fp32_part(W, A, B, scale)
 
 
 def bound(W, A, B, scale, dtype):
@@ -34,14 +52,14 @@ def without_tiny(W, A, B, scale, dtype):
 def by_library(W, A, B, scale, dtype):
     base = nn.Linear(W.shape[1], W.shape[0], bias=False, dtype=dtype)
     base.weight.data.copy_(W)
-    layer = LoRALinear(base, len(A), scale * len(A), init=lambda *_: (A, B))
+    layer = LoRALinear(base, len(A), abs(scale) * len(A), init=lambda *_: (A if scale > 0 else -A, B))
     return exact_merge(layer, nn.Linear(W.shape[1], W.shape[0], bias=False, dtype=dtype))[1]
 
 
 def by_absolute_products(W, A, B, scale, dtype):
     size = W.double().abs() + abs(scale) * (B.double().abs() @ A.double().abs())
     info = torch.finfo(dtype)
-    return info.eps * (star(W, A, B, scale).abs() + info.tiny) + (len(A) + 4) * 2**-23 * size
+    return info.eps / 2 * (star(W, A, B, scale).abs() + info.tiny) + (len(A) + 3) * 2**-24 * size
 
 
 def constant(value):
@@ -59,7 +77,20 @@ def of_largest(W, A, B, scale, dtype):
 BOUND = [
     right("7.3", "library", by_library),
     right("7.3", "the formula", bound),
-    right("7.3", "eps and products of sizes", by_absolute_products),
+    right("7.3", "products of sizes", by_absolute_products),
+    right("7.3", "first order", counting(2)),
+    wrong("7.3", "eps for half of it", "takes eps where half of it is enough", whole_step),
+    wrong("7.3", "signed scale", "|s|", signed),
+    wrong(
+        "7.3",
+        "signed scale, kept positive",
+        "lets a negative scale make it smaller",
+        lambda W, A, B, s, d: signed(W, A, B, s, d).clamp_min(0),
+    ),
+    wrong("7.3", "r", "counts too few roundings", counting(0)),
+    wrong("7.3", "r + 1", "counts too few roundings", counting(1)),
+    wrong("7.3", "twice", "is too large", lambda *args: 2 * bound(*args)),
+    wrong("7.3", "eight times", "is too large", lambda *args: 8 * bound(*args)),
     wrong("7.3", "one number", "one number cannot fit", lambda *args: 1e-3),
     wrong("7.3", "constant", "is one number for every entry", constant(1e-3)),
     wrong("7.3", "eps", "is one number for every entry", unit),
@@ -82,7 +113,7 @@ BOUND = [
         lambda W, A, B, s, d: bound(W, A, B, s, torch.float32),
     ),
     wrong("7.3", "no scale", "leaves the scale out", lambda W, A, B, s, d: bound(W, A, B, 1.0, d)),
-    wrong("7.3", "no abs", "is an abs() missing?", lambda W, A, B, s, d: torch.finfo(d).eps / 2 * star(W, A, B, s)),
+    wrong("7.3", "no abs", "is an abs() missing", lambda W, A, B, s, d: torch.finfo(d).eps / 2 * star(W, A, B, s)),
     wrong("7.3", "a hundred times", "is too large", lambda *args: 100 * bound(*args)),
     wrong("7.3", "a tenth", "is too small", lambda *args: bound(*args) / 10),
     wrong("7.3", "half precision", "needs float32 or float64 itself", lambda *args: bound(*args).bfloat16()),
