@@ -64,6 +64,7 @@ def record(path, **test_loss) -> None:
         name: {
             "test_loss": losses,
             "stories_loss": [2.0, 2.1],
+            "lr": 0.01,
             "start": {"distance": 0.1 if name == "default" else 0.05},
         }
         for name, losses in test_loss.items()
@@ -86,11 +87,42 @@ def test_what_is_measured_counts_only_beyond_the_spread(tmp_path, monkeypatch):
     assert measured(quantized=True) == {"pissa": [1], "olora": [1], "mica": [1]}
 
 
+def test_corda_is_judged_by_the_method_that_fits_and_long_runs_by_long_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "MEASUREMENTS", tmp_path)
+    start = {"start": {"distance": 0.0}}
+    plain = {"default": (0.5, 2.0), "corda": (0.1, 3.0), "corda kpm": (0.9, 1.0), "pissa": (0.2, 2.0)}
+    plain = {name: {"test_loss": [t, t], "stories_loss": [s, s], "lr": 0.01} | start for name, (t, s) in plain.items()}
+    longer = {name: {"test_loss": [t, t], "lr": 0.01} for name, t in {"default": 0.3, "pissa": 0.4}.items()}
+    content = {"settings": {"steps": 9, "longer_steps": 70}, "plain": plain, "nf4": {}, "longer": longer}
+
+    def write() -> None:
+        (tmp_path / "inits.json").write_text(json.dumps(content))
+
+    write()
+
+    def said(name: str, **case) -> list[tuple[int, str]]:
+        found = next(advice for advice in advise(SHAPES, 4, **case) if advice.name == name)
+        return [(reason.sign, reason.text) for reason in found.reasons if reason.evidence == "measured"]
+
+    ((sign, text),) = said("corda", short_run=True)
+    assert (sign, "method ipm" in text, "9 steps" in text) == (1, True, True)
+    ((sign, text),) = said("corda", keep_knowledge=True)
+    assert (sign, "method kpm" in text, "stories" in text) == (1, True, True)
+    ((sign, text),) = said("pissa")
+    assert (sign, "70 steps" in text) == (-1, True)
+    assert said("pissa", quantized=True) == []
+    plain["corda kpm"]["lr"] = plain["corda"]["lr"] = 0.003
+    write()
+    assert said("corda", keep_knowledge=True) == []  # the rate alone may make such a difference in what is forgotten
+    ((_, text),) = said("corda", short_run=True)  # but each side learns at the rate that suits it
+    assert "0.1 (rate 0.003), with the default 0.5 (rate 0.01)" in text
+
+
 def test_the_course_has_measured():
-    """The recorded runs are there, and say something about a quantized base."""
+    """The recorded runs are there, and say something about what is forgotten."""
     if not (evidence.MEASUREMENTS / "inits.json").exists():
         pytest.skip("data/measurements/inits.json has not been recorded")
-    ranking = advise(SHAPES, 4, quantized=True, short_run=True)
+    ranking = advise(SHAPES, 4, keep_knowledge=True)
     assert any(reason.evidence == "measured" for advice in ranking for reason in advice.reasons)
 
 

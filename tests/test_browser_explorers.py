@@ -32,6 +32,10 @@ from lora_lab.widgets import merge_explorer
 model = inject(load_base()[0], "all-linear", 8, 16, init="random")
 merge_explorer(model, merging.table(json.loads((MEASUREMENTS / "merging.json").read_text())))
 """,
+    "init": (
+        "from lora_lab.models import load_base\nfrom lora_lab.widgets import init_explorer\n"
+        "init_explorer(load_base()[0])"
+    ),
 }
 ONCE = f"img => {{ window.steps = []; if (!img.watched) ({WATCH})(img); img.watched = true; }}"
 STEPS = 12

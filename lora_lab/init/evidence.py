@@ -1,7 +1,9 @@
 """What speaks for an init and against it, with the kind of evidence: for the advisor.
 
 `measured` reads data/measurements/inits.json (`python -m lora_lab.experiments.inits`); a difference counts where the
-seeds of one side do not overlap those of the other. `published` is the papers' word, not ours.
+seeds of one side do not overlap those of the other. Each init was trained at the rate that suits its loss on the task;
+what it forgets depends on that rate more than on the init, so forgetting is compared where the rates are equal.
+`published` is the papers' word, not ours.
 """
 
 import json
@@ -26,23 +28,31 @@ class Reason:
 
 
 def measured(case: Any, name: str) -> list[Reason]:
-    """What this course's own short runs say, if they have been recorded."""
+    """What this course's own runs say, if they have been recorded: the short ones for a short run, else the longer."""
     path = MEASUREMENTS / "inits.json"
-    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"plain": {}, "nf4": {}}
-    runs = record["nf4" if case.quantized else "plain"]
-    if name == "default" or name not in runs or "default" not in runs:
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    runs = record.get("nf4" if case.quantized else "plain", {})
+    if name == "default" or "default" not in runs:
         return []
-    mine, base, found = runs[name], runs["default"], []
-    method = " (method ipm)" if name == "corda" else ""
-    if case.short:
-        steps = record["settings"]["steps"]
-        found += _beyond_the_spread(mine, base, "test_loss", f"test loss{method} after {steps} steps")
-    if case.keep:
-        found += _beyond_the_spread(mine, base, "stories_loss", f"loss on the base's own stories{method} afterwards")
-    here, there = mine["start"]["distance"], base["start"]["distance"]
-    if case.quantized and abs(here / there - 1) > 0.01:
-        text = f"starts {here:.3f} of ‖W‖ away from W in NF4, the default {there:.3f}"
-        found.append(Reason(text, 1 if here < there else -1, "measured"))
+    # CorDA keeps knowledge by its method kpm, and learns fast by ipm.
+    row = "corda kpm" if name == "corda" and case.keep and "corda kpm" in runs else name
+    method = f" (method {'kpm' if row != name else 'ipm'})" if name == "corda" else ""
+    steps, found = record["settings"]["steps"], []
+    if row in runs and case.short:
+        found += _beyond_the_spread(runs[row], runs["default"], "test_loss", f"test loss{method} after {steps} steps")
+    if row in runs and case.keep:
+        text = f"loss on the base's own stories{method} after {steps} steps"
+        if runs[row]["lr"] == runs["default"]["lr"]:
+            found += _beyond_the_spread(runs[row], runs["default"], "stories_loss", text)
+    longer = {} if case.quantized or case.short else record.get("longer", {})
+    if row in longer and "default" in longer:
+        text = f"test loss{method} after {record['settings']['longer_steps']} steps"
+        found += _beyond_the_spread(longer[row], longer["default"], "test_loss", text)
+    if row in runs and case.quantized:
+        here, there = runs[row]["start"]["distance"], runs["default"]["start"]["distance"]
+        if abs(here / there - 1) > 0.01:
+            text = f"starts {here:.3f} of ‖W‖ away from W in NF4, the default {there:.3f}"
+            found.append(Reason(text, 1 if here < there else -1, "measured"))
     return found
 
 
@@ -51,7 +61,10 @@ def _beyond_the_spread(mine: dict, base: dict, key: str, what: str) -> list[Reas
     ours, theirs = mine[key], base[key]
     if max(ours) >= min(theirs) and min(ours) <= max(theirs):
         return []
-    text = f"{what} {sum(ours) / len(ours):.3g}, with the default {sum(theirs) / len(theirs):.3g}"
+    at = ["", ""]
+    if mine.get("lr") != base.get("lr"):  # each was trained at a rate that suited its loss on the task
+        at = [f" (rate {runs['lr']:g})" for runs in (mine, base)]
+    text = f"{what} {sum(ours) / len(ours):.3g}{at[0]}, with the default {sum(theirs) / len(theirs):.3g}{at[1]}"
     return [Reason(text, 1 if max(ours) < min(theirs) else -1, "measured")]
 
 
