@@ -30,6 +30,7 @@ def test_no_module_of_the_library_is_left_out():
         "model_source",
         "adapter_format",
         "adapter_notes",
+        "origin",
         "codebooks",
         "fused_products",
     }

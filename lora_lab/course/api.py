@@ -46,6 +46,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
         "merge_bound",
         "adapter_file",
         "adapter_format",
+        "provenance",
         "peft_config",
         "combine",
         "many",
@@ -53,6 +54,13 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "Looking at matrices": ("spectrum", "subspace_training"),
     "What it costs": ("budget",),
     "Models and tasks": ("models", "tasks"),
+    "Training with PEFT, Trainer and TRL": (
+        "practice.data",
+        "practice.callbacks",
+        "practice.device",
+        "practice.targets",
+        "practice.search",
+    ),
 }
 HEAD = """# The library, on one page
 
