@@ -20,7 +20,9 @@ FEWEST_EXERCISES = {
     "02_parameter_math": 6,
     "03_lora_from_scratch": 6,
     "04_rank_alpha_scaling": 7,
-    "07_merging_and_validation": 6,
+    "05_initialization": 8,
+    "06_training_with_peft": 6,
+    "07_merging_and_validation": 7,
 }
 LARGEST = 12_000_000  # bytes, all lessons together: a clone stays quick
 
