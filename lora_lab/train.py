@@ -24,6 +24,10 @@ from lora_lab.variants.experts import expert_layers
 from lora_lab.variants.lora_plus import parameter_groups
 
 
+class Diverged(ValueError):
+    """A run's loss or gradient norm is NaN or infinite. The parameters are those before the failing step."""
+
+
 @dataclasses.dataclass
 class History:
     """One entry per finished step: loss (nats per token), gradient norm before clipping, learning rate."""
@@ -80,8 +84,8 @@ def train(
 
     Raises:
         ValueError: before anything changes: nothing trainable, merged adapters, no examples or nothing to learn in
-            one, a setting outside its limits, or a checkpoint that is unreadable or of another run. During the run:
-            a loss that is NaN or infinite (the parameters are then those before the failing step).
+            one, a setting outside its limits, or a checkpoint that is unreadable or of another run.
+        Diverged: during the run: a loss or a gradient norm that is NaN or infinite.
     """
     _check_settings(steps, lr, lr_ratio, batch_size, warmup, clip, seed, save_every)
     _check_data(model, examples)
@@ -165,11 +169,11 @@ def _step(model, batch, optimizer, parameters: list[nn.Parameter], clip: float, 
     loss = model(**batch).loss
     value = loss.item()
     if not math.isfinite(value):
-        raise ValueError(f"loss is {value} at step {step + 1}: lower the learning rate, or train in fp32 or bf16")
+        raise Diverged(f"loss is {value} at step {step + 1}: lower the learning rate, or train in fp32 or bf16")
     loss.backward()
     norm = nn.utils.clip_grad_norm_(parameters, clip).item()
     if not math.isfinite(norm):
-        raise ValueError(f"gradient norm is {norm} at step {step + 1}: lower the learning rate")
+        raise Diverged(f"gradient norm is {norm} at step {step + 1}: lower the learning rate")
     optimizer.step()
     return value, norm
 

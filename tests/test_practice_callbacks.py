@@ -99,6 +99,34 @@ def test_a_run_with_a_spoiled_gradient_stops_with_clean_weights_and_names_its_ch
     assert not not_finite(again.model.named_parameters())
 
 
+@pytest.mark.parametrize("step", [8, 6], ids=["last step of an epoch", "within an epoch"])
+@pytest.mark.parametrize("kind", ["gradient", "weight"])
+def test_a_stopped_run_leaves_the_last_good_checkpoint_when_each_epoch_saves_over_it(tmp_path, step, kind):
+    class SpoilWeight(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+            if state.global_step + 1 == step:
+                next(p for p in model.parameters() if p.requires_grad).data[0, 0] = math.nan
+
+    guard, more = StopOnNaN(), {"max_steps": -1, "num_train_epochs": 4, "save_strategy": "epoch", "save_total_limit": 1}
+    spoil = Spoil(step) if kind == "gradient" else SpoilWeight()
+    made = trainer(tmp_path, limit=16, callbacks=[spoil, guard], per_device_train_batch_size=4, **more)
+    made.train()  # epochs of four steps
+    assert made.state.global_step == step
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert Path(guard.last_good) == tmp_path / "checkpoint-4"
+    assert "checkpoint-4" in guard.stopped
+
+
+def test_a_stopped_run_is_not_evaluated_for_a_best_checkpoint(tmp_path):
+    """Its first evaluation would be the best so far, and saved after the message that there is no checkpoint."""
+    guard = StopOnNaN()
+    more = {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "eval_loss"}
+    held_out = completion_dataset("support_desk", "validation", 8)
+    trainer(tmp_path, callbacks=[Spoil(2), guard], evaluation=held_out, max_steps=4, **more).train()
+    assert "There is no checkpoint" in guard.stopped
+    assert list(tmp_path.glob("checkpoint-*")) == []
+
+
 def test_without_the_guard_the_same_gradient_spoils_the_weights_and_the_log_hides_it(tmp_path):
     made = trainer(tmp_path, callbacks=[Spoil(2)], max_steps=4)
     made.train()

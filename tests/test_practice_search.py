@@ -72,6 +72,18 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_call_goes_on(tmp_path):
         search(base, trials, TRAIN, UNSEEN, path=path, **QUICK | {"steps": 4})
 
 
+def test_a_trial_stopped_between_its_seeds_is_one_cell_when_it_has_gone_on(tmp_path):
+    path, trial = tmp_path / "search.json", [Trial(2, 10, ("q_proj", "v_proj"))]
+
+    def interrupt(row):
+        raise KeyboardInterrupt
+
+    search(llama(), trial, TRAIN, UNSEEN, path=path, on_run=interrupt, **QUICK)
+    whole = search(llama(), trial, TRAIN, UNSEEN, path=path, **QUICK)
+    assert [len(cell["losses"]) for cell in whole.cells()] == [2]
+    assert whole.rows == search(llama(), trial, TRAIN, UNSEEN, **QUICK).rows
+
+
 def test_a_trial_that_changes_the_base_is_found_out(monkeypatch):
     base = llama()
 
@@ -130,6 +142,8 @@ def test_wrong_calls_are_refused_before_anything_runs():
         ([Trial(2, 10)] * 2, {}, "made twice"),
         ([Trial(2, 10)], {"seeds": (1, 1)}, "made twice"),
         ([Trial(2, 10)], {"backend": "magic"}, "backend must be"),
+        ([Trial(2, 10, ("q_proj",), name="a"), Trial(4, 10, ("v_proj",), name="a")], {}, "'a' .*q_proj.*v_proj"),
+        ([Trial(2, 10), Trial(4, 10, ("up_proj",), name="all-linear")], {}, "two sets of targets, 'all.*up_proj"),
     ):
         with pytest.raises(ValueError, match=words):
             search(base, trials, TRAIN, UNSEEN, **QUICK | more)
@@ -150,3 +164,19 @@ def test_the_plot_has_lines_over_ranks_and_bars_for_one_rank_each():
     assert [bar.get_width() for bar in both.axes[0].patches] == pytest.approx([1.1, 0.6])
     with pytest.raises(ValueError, match="cells is empty"):
         search_plot([], "Nothing")
+
+
+def test_the_plot_keeps_apart_what_shares_targets_and_rank():
+    def cell(rank, alpha, losses, rslora=False, label="q v"):
+        return {"label": label, "rank": rank, "alpha": alpha, "rslora": rslora, "losses": losses}
+
+    def lines(cells):
+        return {line.get_label(): list(line.get_ydata()) for line in search_plot(cells, "Rank").axes[0].lines}
+
+    alphas = [cell(r, alpha, [alpha / r]) for r in (2, 4) for alpha in (5, 10)]
+    assert lines(alphas) == {"q v, alpha 5": [2.5, 1.25], "q v, alpha 10": [5.0, 2.5]}
+    scalings = [cell(r, 3 * r, [r + rs], rs) for r in (2, 4) for rs in (False, True)]  # alpha goes with the rank
+    assert lines(scalings) == {"q v, α/r": [2, 4], "q v, α/√r": [3, 5]}
+    assert lines([cell(2, 6, [1.0]), cell(4, 12, [2.0])]) == {"q v": [1.0, 2.0]}  # nothing shares a rank: one line
+    with pytest.raises(ValueError, match="'q v' at rank 2 and alpha 5"):
+        search_plot([cell(2, 5, [1.0]), cell(2, 5, [2.0])], "Rank")

@@ -1,5 +1,8 @@
 """Targets by architecture: PEFT adapts what the table says, and the folklore's lists fail as they are said to."""
 
+import copy
+import re
+
 import pytest
 import torch
 from models_for_tests import gpt2, llama, neox
@@ -8,6 +11,11 @@ from peft.tuners.lora import LoraLayer
 
 from lora_lab.practice import targets as T
 from lora_lab.practice.targets import FAMILIES, FOLKLORE, STABLELM, folklore, targets_of, verdict
+
+
+def two_blocks(name: str) -> torch.nn.Module:
+    """Its own copy: the library's skeletons are shared, and PEFT wraps what it is given in place."""
+    return copy.deepcopy(T._two_blocks(T._config(name)))
 
 
 def adapted_by_peft(model, **options) -> set[str]:
@@ -60,13 +68,39 @@ def test_derived_names_repair_what_the_folklore_gets_wrong():
     assert phi3.peft_default == ()
     # Experts are parameters, not modules: PEFT takes them as target_parameters.
     mixtral = targets_of("Mixtral-8x7B")
-    small = T._two_blocks(T._config("Mixtral-8x7B"))
+    small = two_blocks("Mixtral-8x7B")
     with torch.device("meta"):
         layers = adapted_by_peft(small, target_modules=list(mixtral.attention), target_parameters=list(mixtral.experts))
     assert sum("experts" in name for name in layers) == 2 * 2
 
 
-def test_the_tables_hold_every_family():
-    text = T.architecture_table()
-    assert all(name in text for name in FAMILIES)
-    assert all(label in T.folklore_table() for label in FOLKLORE)
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")
+def test_peft_s_all_linear_takes_experts_and_router_besides():
+    """The names in `all_linear` leave both out; with them as target_parameters the two adapt the same modules."""
+    mixtral = targets_of("Mixtral-8x7B")
+    with torch.device("meta"):
+        whole = adapted_by_peft(two_blocks("Mixtral-8x7B"), target_modules="all-linear")
+        linears = adapted_by_peft(two_blocks("Mixtral-8x7B"), target_modules=list(mixtral.all_linear))
+        every = adapted_by_peft(
+            two_blocks("Mixtral-8x7B"),
+            target_modules=list(mixtral.all_linear),
+            target_parameters=[*mixtral.experts, *mixtral.router],
+        )
+    assert every == whole > linears
+    assert {name.split(".mlp.")[-1].split(".")[0] for name in whole - linears} == {"experts", "gate"}
+
+
+def test_the_tables_tell_of_each_family_what_is_true_of_it():
+    rows = dict(zip(FAMILIES, T.architecture_table().splitlines()[1:], strict=True))
+    for name, row in rows.items():
+        config = T.config_of(name)
+        shared = getattr(config, "multi_query", False)  # Falcon-7B: one head of keys and values for all
+        keys = 1 if shared else getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        cells = re.split(r"  +", row)
+        assert (cells[0], cells[4]) == (name, "yes" if keys < config.num_attention_heads else "no")
+    assert len({re.split(r"  +", row)[4] for row in rows.values()}) == 2
+    assert rows["Phi-3-mini"].endswith("none: refuses")
+    assert "q_proj k_proj v_proj o_proj  -  gate_up_proj down_proj" in re.sub(r"  +", "  ", rows["Mixtral-8x7B"])
+    folk = dict(zip(FOLKLORE, T.folklore_table().splitlines()[1:], strict=True))
+    assert re.split(r"  +", folk["Phi-3"]) == ["Phi-3", "0 of 6", "0%", "PEFT refuses: no name matches"]
+    assert re.split(r"  +", folk["Llama"])[1:] == ["7 of 7", "100%", "every linear layer of the blocks"]

@@ -35,7 +35,14 @@ def test_range_and_spacing_follow_from_the_bits(name):
     assert one["smallest"] == pytest.approx(2.0 ** (1 - bias - fraction), rel=1e-9)
     assert one["spacing"]["1"] == one["eps"] == 2.0**-fraction
     assert one["spacing"]["10000"] == 2.0 ** (13 - fraction)  # 2^13 <= 10,000 < 2^14
-    assert math.isnan(P.spacing(1e39, P.DTYPES[name]))
+    assert math.isnan(P.spacing(1e39, P.DTYPES[name]))  # beyond all three, for fp64 in the middle of its range
+
+
+def test_spacing_knows_fp64_and_rounds_once():
+    for value in (0.0, 0.1, 1.0, 1e39, 1e300, -1e39):
+        assert P.spacing(value, torch.float64) == math.ulp(abs(value))
+    assert math.isnan(P.spacing(math.nan, torch.float64))
+    assert math.isnan(P.spacing(-math.inf, torch.bfloat16))
 
 
 def test_adapters_are_the_same_numbers_in_every_format_and_keep_their_own():

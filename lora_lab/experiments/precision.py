@@ -31,7 +31,9 @@ from lora_lab.batches import batch_at, collate
 from lora_lab.experiments.sweep import digits, one_thread
 from lora_lab.inject import inject, lora_layers
 from lora_lab.models import load_base
-from lora_lab.train import History, mean_loss, train
+from lora_lab.paths import MEASUREMENTS
+from lora_lab.train import Diverged, History, mean_loss, train
+from lora_lab.world.measure import circumstances, write_json
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 KINDS = {name: (dtype, torch.float32) for name, dtype in DTYPES.items()}  # of the base, and of A and B
@@ -45,8 +47,8 @@ FAILING = 0.3  # the rate of the run that recovers
 
 def spacing(value: float, dtype: torch.dtype) -> float:
     """The distance from |value|, rounded to `dtype`, to the next larger number of `dtype`. NaN for NaN and infinity."""
-    near = torch.tensor(abs(value)).to(dtype)
-    above = torch.nextafter(near.double() if dtype == torch.float64 else near, torch.tensor(math.inf, dtype=dtype))
+    near = torch.tensor(abs(value), dtype=torch.float64).to(dtype)
+    above = torch.nextafter(near, torch.tensor(math.inf, dtype=dtype))
     return (above.double() - near.double()).item() if torch.isfinite(near) else math.nan
 
 
@@ -121,9 +123,7 @@ def attempt(model: nn.Module, data: Sequence[dict], **settings: Any) -> tuple[Hi
 
     try:
         train(model, data, **{"steps": STEPS, "batch_size": BATCH, "progress": False, "on_step": look} | settings)
-    except ValueError as error:
-        if "at step" not in str(error):
-            raise
+    except Diverged as error:
         return last, str(error)
     return last, ""
 
@@ -256,9 +256,6 @@ def _gradients(model: nn.Module, batch: dict, scale: float) -> torch.Tensor:
 
 def main() -> None:
     """Measure everything, and write it."""
-    from lora_lab.paths import MEASUREMENTS
-    from lora_lab.world.measure import circumstances, write_json
-
     base, tokenizer = load_base(device="cpu")
     data = tasks.encode(tasks.load(TASK, "train"), tokenizer)
     unseen = tasks.encode(tasks.load(TASK, "validation", 60), tokenizer)

@@ -5,7 +5,8 @@
     Samples(tokenizer, examples)           what the model answers as it improves
     ExactMatch(tokenizer, task, examples)  share of right answers, by generation: to choose a checkpoint by, or to stop
 
-The order (transformers 5): backward, clip, on_pre_optimizer_step, step, on_step_end, on_log, on_evaluate, on_save.
+The order (transformers 5): backward, clip, on_pre_optimizer_step, step, on_step_end, on_log, on_evaluate, on_save;
+on_epoch_end after the last step, then on_log, on_evaluate and on_save again.
 Gradients exist in on_pre_optimizer_step, clipped already; in on_step_end they are gone.
 """
 
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from lora_lab.models import answer
 from lora_lab.tasks import TASKS, Example, score
@@ -103,7 +104,8 @@ class StopOnNaN(TrainerCallback):
 
     A loss that is no number makes gradients that are none, so looking at them is enough; the log would not show it:
     by default (`logging_nan_inf_filter`) Trainer puts an average in the place of a loss that is no number. The
-    gradients are dropped, so that the optimizer has nothing to do in the step that follows.
+    gradients are dropped, so that the optimizer has nothing to do in the step that follows. A stopped run saves no more
+    checkpoints, so that none can take the place of the last good one.
 
     allowed: so many failing steps in a row are let pass if a loss scaler guards the optimizer (fp16 on CUDA): it skips
         such a step by itself and lowers its scale, which is how it finds one that fits.
@@ -133,11 +135,14 @@ class StopOnNaN(TrainerCallback):
         return self._stop(control, state.global_step + 1, f"the gradient of {bad}")
 
     def on_step_end(self, args, state, control, model=None, **kwargs) -> Any:
-        if self.stopped:  # the trainer's own callbacks have asked for a checkpoint meanwhile
-            control.should_save = False
-            return control
+        if self.stopped:
+            return _no_checkpoint(args, control)
         bad = not_finite((n, p) for n, p in model.named_parameters() if p.requires_grad)
         return self._stop(control, state.global_step, f"after the optimizer's step {bad}") if bad else control
+
+    def on_epoch_end(self, args, state, control, **kwargs) -> Any:
+        """A run that stops ends its epoch too, in the middle or not, and `save_strategy="epoch"` saves there."""
+        return _no_checkpoint(args, control) if self.stopped else control
 
     def on_save(self, args, state, control, model=None, **kwargs) -> None:
         if not self.stopped and not not_finite((n, p) for n, p in model.named_parameters() if p.requires_grad):
@@ -247,6 +252,15 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 def _norm(gradients: Sequence[Tensor]) -> float:
     return torch.nn.utils.get_total_norm(gradients).item() if gradients else 0.0
+
+
+def _no_checkpoint(args: Any, control: Any) -> Any:
+    """The trainer's own callbacks have asked for a checkpoint meanwhile: with `save_total_limit` it could push out the
+    last good one. Under "best" it is the evaluation that asks."""
+    control.should_save = False
+    if args.save_strategy == SaveStrategy.BEST:
+        control.should_evaluate = False
+    return control
 
 
 def _has_scaler(args: Any) -> bool:

@@ -8,7 +8,6 @@ stands in `device_arguments`; the rest are the course's own defaults, which any 
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def device_arguments(device: str | None = None, *, capability: tuple[int, int] |
         found |= {"tf32": True} if modern else {}
     else:
         found = {"use_cpu": device == "cpu", "bf16": False, "fp16": False, "optim": "adamw_torch"}
-    return found | {_checkpointing(): device == "cuda", "dataloader_pin_memory": device == "cuda"}
+    return found | {"activation_checkpointing": device == "cuda", "dataloader_pin_memory": device == "cuda"}
 
 
 def training_arguments(output_dir: str | Path, device: str | None = None, **more: Any) -> dict[str, Any]:
@@ -91,11 +90,3 @@ def quiet(trainer: Any) -> Any:
     for kind in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
         trainer.remove_callback(kind)
     return trainer
-
-
-def _checkpointing() -> str:
-    """The argument has had two names; the older one warns where the newer one is known."""
-    from transformers import TrainingArguments
-
-    names = {field.name for field in dataclasses.fields(TrainingArguments)}
-    return "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"

@@ -31,7 +31,7 @@ from lora_lab.init.check import check_positive
 from lora_lab.inject import count, eject, inject
 from lora_lab.modes import modes_kept
 from lora_lab.targets import ALL_LINEAR
-from lora_lab.train import mean_loss, train
+from lora_lab.train import Diverged, mean_loss, train
 from lora_lab.world.measure import circumstances, write_json
 
 BACKENDS = ("lora_lab", "peft")
@@ -41,7 +41,7 @@ BACKENDS = ("lora_lab", "peft")
 class Trial:
     """What one cell of the search tries. targets: names, a regular expression or "all-linear". lr: the peak rate.
 
-    name: what tables and plots call the set of targets; "" for the targets themselves.
+    name: what tables and plots call the set of targets, one name for each; "" for the targets themselves.
     """
 
     rank: int = 8
@@ -150,8 +150,8 @@ def search(
     "peft". path: a JSON file to go on from; one of other settings is refused. on_run: called with each new row.
 
     Ctrl-C ends the search and returns what there is (`complete` is then False), the base as it was.
-    Raises ValueError, before anything runs, for no trials, no seeds, a trial twice, an unknown backend, a base with
-    adapters, or a file of another search; later if a trial has changed the base.
+    Raises ValueError, before anything runs, for no trials, no seeds, a trial twice, one name for two sets of targets,
+    an unknown backend, a base with adapters, or a file of another search; later if a trial has changed the base.
     """
     trials, seeds = list(trials), list(seeds)
     _check(base, trials, seeds, backend)
@@ -251,14 +251,12 @@ def _adapters(base: nn.Module, trial: Trial, seed: int, backend: str) -> Iterato
 
 
 def _run(base, trial, seed, examples, validation, steps, batch_size, backend) -> dict[str, Any]:
-    row = {**dataclasses.asdict(trial), "label": trial.label, "seed": seed}
+    row = {**_key(trial, seed), "label": trial.label}  # targets as a list, as in a file: cells compare them
     with _adapters(base, trial, seed, backend) as model:
         row["parameters"] = count(model).trainable
         try:
             train(model, examples, steps=steps, lr=trial.lr, batch_size=batch_size, seed=seed, progress=False)
-        except ValueError as error:
-            if "at step" not in str(error):  # not astray, but wrongly called
-                raise
+        except Diverged as error:
             return row | {"validation_loss": None, "stopped": str(error)}
         return row | {"validation_loss": digits(mean_loss(model, validation)), "stopped": ""}
 
@@ -271,6 +269,14 @@ def _check(base: nn.Module, trials: list[Trial], seeds: list[int], backend: str)
     twice = next((t for i, t in enumerate(trials) if t in trials[:i]), None)
     if twice is not None or len(set(seeds)) < len(seeds):
         raise ValueError(f"a run would be made twice: {twice or f'seeds {seeds}'}")
+    names: dict[str, Trial] = {}
+    for trial in trials:
+        other = names.setdefault(trial.label, trial)
+        if trial.targets != other.targets:
+            raise ValueError(
+                f"{trial.label!r} is the name of two sets of targets, {other.targets!r} and {trial.targets!r}: "
+                "tables compare by name, so give each its own"
+            )
     leftover = [name for name, _ in base.named_parameters() if name.endswith((".A", ".B")) or ".lora_" in name]
     if leftover:
         raise ValueError(

@@ -60,7 +60,8 @@ class Targets(NamedTuple):
     """The layers of a model by role. attention, mlp: names for target_modules. experts, router: for target_parameters.
 
     grouped: are there fewer key and value heads than query heads? peft_default: what PEFT takes without a word,
-    () where it refuses. all_linear: the names of the linear layers behind "all-linear" (the output head left out).
+    () where it refuses. all_linear: the linear layers of attention and MLP, what PEFT's "all-linear" adapts without
+    experts and router (it takes those too, as target_parameters) and without the output head.
     """
 
     model: str

@@ -23,7 +23,7 @@ from lora_lab.init.prepare import prepare
 from lora_lab.inject import inject, lora_layers
 from lora_lab.models import load_base
 from lora_lab.tasks import encode, load, score
-from lora_lab.train import History, mean_loss, train
+from lora_lab.train import Diverged, History, mean_loss, train
 from lora_lab.world.corpus import render
 from lora_lab.world.measure import HELD_OUT_SEED, reading
 from lora_lab.world.stories import story_document
@@ -173,9 +173,7 @@ def trained(world: World, name: str, lr: float, seed: int, steps: int = STEPS, q
             progress=False,
             on_step=look,
         )
-    except ValueError as error:
-        if "at step" not in str(error):  # not astray, but wrongly called
-            raise
+    except Diverged:
         return Trained(None, last, watched, float("inf"), 0.0)
     seconds = (time.process_time() - began - looking) / steps
     model.eval()

@@ -20,7 +20,7 @@ from lora_lab.models import load_base
 from lora_lab.spectrum import factor_norm
 from lora_lab.targets import ALL_LINEAR, find_targets
 from lora_lab.tasks import TASKS, encode, load, score
-from lora_lab.train import History, mean_loss, train
+from lora_lab.train import Diverged, History, mean_loss, train
 
 RULES = {"alpha/r": False, "alpha/sqrt(r)": True}  # the rule for s -> is it rsLoRA?
 ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]
@@ -136,9 +136,7 @@ def trained(where: World, setting: Setting) -> Trained:
     examples = where.data["train"][: setting.examples]
     try:
         train(model, examples, **same, lr_ratio=ratio, progress=False, on_step=look)
-    except ValueError as error:
-        if "at step" not in str(error):  # not astray, but wrongly called
-            raise
+    except Diverged as error:
         stopped = str(error)
     return Trained(model.eval(), last, watched, stopped)
 
