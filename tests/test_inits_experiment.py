@@ -12,7 +12,7 @@ from lora_lab.experiments.inits import reading, runs, sweep_inits
 from lora_lab.inject import inject, lora_layers
 from lora_lab.merge import merged
 from lora_lab.paths import MEASUREMENTS
-from lora_lab.train import mean_loss, train
+from lora_lab.train import Diverged, mean_loss, train
 
 NAMES = [*sweep_inits.PLAIN, "loftq 5"]
 
@@ -85,7 +85,7 @@ def test_a_run_is_train_s_and_looking_changes_nothing(tiny):
 
 def test_a_run_that_goes_astray_counts_as_infinite(tiny, monkeypatch):
     def astray(*_, on_step, **__):
-        raise ValueError("loss is nan at step 3: lower the learning rate")
+        raise Diverged("loss is nan at step 3: lower the learning rate")
 
     monkeypatch.setattr(runs, "train", astray)
     run = runs.trained(tiny, "default", 1.0, seed=0, steps=5)

@@ -165,6 +165,10 @@ COVARIANCE_MISTAKES = (
     Mistake("divides each sample's XᵀX by max(X) once: X itself is divided, so it is max(X)²", _once),
     Mistake("centres X: CorDA's covariance is not centred, only EVA's components are", _centred),
     Mistake(
+        "centres X: CorDA's covariance is not centred, only EVA's components are",
+        lambda samples: right_covariance([X.float() - X.float().mean(0) for X in samples]),
+    ),
+    Mistake(
         "scales all samples by one number: each sample is divided by its own largest entry",
         lambda samples: _together(samples) / len(samples),
     ),

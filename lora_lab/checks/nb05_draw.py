@@ -125,6 +125,10 @@ def _refuse_product(A: Tensor, B: Tensor) -> None:
             f"your orthogonal_start lets A and B meet: {lost}. A takes the even rows of Q, B the odd ones, "
             "and Q must be orthogonal"
         )
+    if rank > 2 and not (A.any(1).all() and B.any(0).all()):
+        raise Wrong(
+            "your orthogonal_start leaves rows of A or columns of B at zero: mix all of them, Q is a random matrix"
+        )
     if dims != (rank // 2, rank // 2):
         raise Wrong(
             f"your orthogonal_start uses {dims[0]} directions in A and {dims[1]} in B: rank/2 = {rank // 2} each"

@@ -26,7 +26,7 @@ QUESTIONS = [
             (
                 "They get better, since the base is easier to train.",
                 False,
-                "They were trained beside W, not beside it.",
+                "They were trained beside W, not beside a residual.",
             ),
         ],
     ),

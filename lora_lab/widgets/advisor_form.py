@@ -113,10 +113,10 @@ class AdvisorForm:
         level = [each.name for each in usable[1:] if each.score == best.score]
         ties = f" As much speaks for {', '.join(level)}, which cost more to set up." if level else ""
         marks = "; ".join(f"<b>{mark}</b> ({WEIGHT[mark]:g}): {words}" for mark, words in MARKS.items())
-        head = "<tr><th>init</th><th>score</th><th>reasons</th><th>set-up</th></tr>"
+        head = f"<tr>{_cell('th', 'init')}<th>score</th>{_cell('th', 'reasons')}{_cell('th', 'set-up')}</tr>"
         rows = "".join(_row(each, f"{each.score:+.2f}".replace("-", "−")) for each in usable)
         rest = "".join(_row(each, "✕") for each in ruled_out)
-        out = f"<tr><td colspan='4'><b>Cannot be used here</b></td></tr>{rest}" if rest else ""
+        out = f"<tr>{_cell('td colspan=4', '<b>Cannot be used here</b>')}</tr>{rest}" if rest else ""
         return (
             f"<p>Take <b>{best.name}</b>.{ties}</p><table>{head}{rows}{out}</table>"
             f"<p><small>Marks and their weights in the score: {marks}.</small></p>"
@@ -158,8 +158,13 @@ def _row(advice: Advice, score: str) -> str:
     flops, size, tokens = advice.cost
     cost = f"{_short(flops)}FLOP, {_short(size)}B" + (f", {tokens:,} tokens" if tokens else "")
     listed = "<br>".join(map(_line, reasons))
-    left = "<td style='text-align: left'>"
-    return f"<tr>{left}<code>{advice.name}</code></td><td>{score}</td>{left}{listed}</td>{left}{cost}</td></tr>"
+    name = _cell("td", f"<code>{advice.name}</code>")
+    return f"<tr>{name}<td>{score}</td>{_cell('td', listed)}{_cell('td', cost)}</tr>"
+
+
+def _cell(tag: str, words: str) -> str:
+    """A cell of words: notebooks set all cells flush right, as for numbers."""
+    return f"<{tag} style='text-align: left'>{words}</{tag.split()[0]}>"
 
 
 def _line(reason: Reason) -> str:

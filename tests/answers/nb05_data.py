@@ -127,6 +127,7 @@ CORDA = [
     wrong("5.6", "plain sum", "neither divides each sample", total(lambda X: X, lambda C, s: C)),
     wrong("5.6", "divided once", "it is max(X)²", total(lambda X: X / X.max().abs().sqrt())),
     wrong("5.6", "centred", "centres X", total(lambda X: scaled(X) - scaled(X).mean(0))),
+    wrong("5.6", "centred, then divided", "centres X", total(lambda X: scaled(X - X.mean(0)))),
     wrong("5.6", "one largest entry", "all samples by one number", together),
     wrong("5.6", "mean of means", "the weight of its tokens", total(lambda X: scaled(X) / len(X) ** 0.5)),
     wrong("5.6", "first sample", "the first sample alone", lambda samples: looped(samples[:1])),

@@ -139,6 +139,7 @@ ORTHOGONAL = [
     wrong("5.2", "rows of R", "lets A and B meet", mixed(even, odd, of=lambda X: torch.linalg.qr(X).R)),
     wrong("5.2", "all rows", "gives A and B all", mixed(lambda Q: Q, lambda Q: Q)),
     wrong("5.2", "one row each", "rank/2 = ", padded),
+    wrong("5.2", "Q the identity", "at zero: mix all of them", mixed(even, odd, of=lambda X: torch.eye(len(X)))),
     wrong("5.2", "not divided", "divide by 10", mixed(even, odd, size=1.0)),
     wrong("5.2", "of another size", "not of the right size", mixed(even, odd, size=0.02)),
     wrong("5.2", "one side", "take randn, not rand", mixed(even, odd, size=0.1 * 3**0.5, draw=torch.rand)),
