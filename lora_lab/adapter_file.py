@@ -28,7 +28,7 @@ from lora_lab.init.start import Start
 from lora_lab.inject import eject, install, lora_layers, quantize_base_
 from lora_lab.layer import LoRALinear, check_settings
 from lora_lab.peft_config import config_of
-from lora_lab.provenance import Fingerprints, bases_of, differs, fingerprints
+from lora_lab.provenance import Fingerprints, bases_of, differs, experts_tensor, fingerprints
 from lora_lab.variants.experts import LoRAExperts, expert_layers
 from lora_lab.variants.experts.files import config_with_experts, stored_experts, take_experts
 from lora_lab.variants.experts.inject import install_experts
@@ -60,8 +60,8 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike) -> Path:
 
     Both files are written beside, then moved into place: a full disk or an error leaves the old adapter as it was,
     and no crash leaves half a file. The weights carry a digest of their config, so that the one gap, a kill between
-    the two moves, is noticed on loading. Their header says which base the adapter was made for, unless that is gone (a
-    base that was merged without being kept). That takes a pass over the adapted weights.
+    the two moves, is noticed on loading. Their header says which base the adapter was made for, unless that is gone or
+    known only to rounding (`lora_lab.provenance`). That takes a pass over the adapted weights.
 
     Raises ValueError, with nothing written, if `model` has no LoRA layer or is a bare one (its path names it in the
     file), if an adapter holds NaN or infinity, or if its layers differ in what one config can say (dropout, rsLoRA).
@@ -84,8 +84,9 @@ def write_adapter(adapter: Adapter, folder: str | os.PathLike, model: nn.Module 
     if not adapter or "" in adapter:
         raise ValueError("the adapter names no layer: there is nothing to save")
     modules = dict(model.named_modules()) if model is not None else {}
-    known = all(name in modules and isinstance(modules[name], LoRALinear | nn.Linear) for name in adapter)
-    notes = Notes(base=fingerprints({name: modules[name] for name in adapter}) if known else {})
+    found = {name: modules[name] for name in adapter if name in modules}
+    known = len(found) == len(adapter) and all(isinstance(m, LoRALinear) or is_linear(m) for m in found.values())
+    notes = Notes(base=fingerprints(found) if known else {})
     return write_files(folder, adapter, config_of(adapter, model=model), notes)
 
 
@@ -161,7 +162,7 @@ def _given(model: nn.Module, found: dict, experts: dict, made_for: Fingerprints,
             for name, base in found.items()
         }
     for name, tensors in experts.items():
-        sources |= {f"{name}.{tensor}": getattr(model.get_submodule(name), tensor) for tensor in tensors}
+        sources |= {f"{name}.{tensor}": experts_tensor(model.get_submodule(name), tensor) for tensor in tensors}
     return fingerprints(sources)
 
 

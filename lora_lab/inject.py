@@ -13,7 +13,7 @@ from torch import nn
 from lora_lab.base import is_quantized, refuse_many, refuse_unwritable
 from lora_lab.init import Init, NamedInit, resolve
 from lora_lab.layer import LoRALinear, check_settings
-from lora_lab.origin import remember
+from lora_lab.origin import is_rounded, mark_rounded, mark_shifted_back, remember
 from lora_lab.targets import find_targets
 
 _WAS_TRAINABLE = "_trainable_before_inject"
@@ -101,6 +101,8 @@ def quantize_base_(wrapper: LoRALinear, quantize: Mapping[str, Any]) -> LoRALine
 
     base = QuantizedLinear.from_linear(wrapper.base, **quantize)
     remember(wrapper)
+    if is_rounded(wrapper.base):
+        mark_rounded(base)
     if wrapper.A0 is not None:
         base.requantize_(shifted_weight(wrapper))
         wrapper.shifted = True
@@ -134,6 +136,7 @@ def install(model: nn.Module, found: Mapping[str, nn.Module], build: Callable[[]
         replace_modules(model, {found[name]: wrapper for name, wrapper in wrappers.items()})
         shift_(pending)
     except BaseException:
+        mark_shifted_back(wrappers.values(), look=True)
         replace_modules(model, {wrapper: found[name] for name, wrapper in wrappers.items()})
         set_trainable(model, was_trainable)
         torch.set_rng_state(random_state)
@@ -181,6 +184,7 @@ def eject(model: nn.Module) -> nn.Module:
     if merged:
         raise ValueError(f"{len(merged)} layers are merged ({merged[0]}, ...): unmerge_ first, or take merged(model)")
     unshift_(layers)
+    mark_shifted_back(layers.values())
     return unwrap(model)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lora_lab.base import is_quantized, oriented_weight, refuse_unwritable, restore_, rewrite_, stored
 from lora_lab.inject import lora_layers, unwrap
 from lora_lab.layer import LoRALinear
+from lora_lab.origin import mark_rounded
 from lora_lab.variants.experts import expert_layers, merge_experts_, unmerge_experts_
 
 KEPT = "kept_"  # buffers of a merged layer that hold the exact base, by the names of `stored`
@@ -82,8 +83,13 @@ def unmerge_(model: nn.Module) -> nn.Module:
             for name in kept:
                 setattr(layer, KEPT + name, None)
         else:
+            mark_rounded(layer.base)
             spare += _rewrite(layer, layer.unfold, False, spare).values()
-    return unmerge_experts_(model) if expert_layers(model) else model
+    experts = expert_layers(model)
+    for layer in experts.values():
+        if layer.merged and any(getattr(layer, KEPT + tensor, None) is None for tensor in layer.updates):
+            mark_rounded(layer.base)
+    return unmerge_experts_(model) if experts else model
 
 
 @torch.no_grad()

@@ -7,12 +7,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from models_for_tests import llama
+from models_for_tests import gpt2, linear, llama
 from torch import nn
 
 from lora_lab.batches import collate
 from lora_lab.init.statistics import input_covariances
 from lora_lab.quantize import quantize
+from lora_lab.quantized_linear import quantize_model_
 from lora_lab.widgets.init_explorer import InitExplorer, init_explorer
 
 PATH = "model.layers.1.mlp.down_proj"
@@ -141,7 +142,57 @@ def test_it_leaves_model_and_random_state_alone():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_conv1d_is_explored_as_the_linear_layer_that_it_is():
+    """GPT-2 stores (in, out). Shares of A lie over the directions of the inputs, those of B over the outputs."""
+    turned, plain = nn.ModuleDict({"x": linear(20, 8, conv1d=True)}), nn.ModuleDict({"x": linear(20, 8)})
+    plain["x"].weight.data = turned["x"].weight.data.T.contiguous()
+    one, other = init_explorer(turned), init_explorer(plain)
+    for init, base in itertools.product(("default", "pissa", "olora", "mica", "loftq"), ("fp32", "NF4")):
+        for explorer in (one, other):
+            at(explorer, init=init, base=base, rank=4)
+        assert one.numbers == other.numbers
+        assert (one.readout(), one.alt()) == (other.readout(), other.alt())
+        for name in "AB":
+            assert [b.get_height() for b in one._bars[name]] == [b.get_height() for b in other._bars[name]]
+    # A random direction has 1 in 8 of A over the 8 inputs, and 1 in 20 of B over the 20 outputs.
+    at(one, init="olora", base="fp32")
+    assert [one._chance[name].get_ydata()[0] for name in "AB"] == pytest.approx([1 / 8, 1 / 20])
+
+
+def test_gpt2_is_explored_on_data():
+    model, path, rows = gpt2(), "transformer.h.1.mlp.c_fc", batches()
+    explorer = at(init_explorer(model, rows), layer=path, rank=4, alpha=8)
+    W = model.get_submodule(path).weight.detach().T  # (out 96, in 24)
+    assert tuple(explorer._layer(path).weight.shape) == tuple(W.shape) == (96, 24)
+    s = torch.linalg.svdvals(W)
+    removed = float(s[:4].norm() / s.norm())
+    assert at(explorer, init="pissa").numbers.removed == pytest.approx(removed, rel=1e-4)
+    for init in explorer.init.options:
+        at(explorer, init=init, base="NF4")
+        assert explorer.numbers is not None, init
+    covariance = input_covariances(model, "all-linear", rows, progress=False)[path]
+    U, _, _ = torch.linalg.svd(W.double() @ covariance.double(), full_matrices=False)
+    # CorDA's B spans the first left singular vectors of W·C, whatever is done about small values of C.
+    start = at(explorer, init="corda", base="fp32")._start(path, explorer._layer(path).weight, 4, 2.0)
+    Q, _ = torch.linalg.qr(start.B.double())
+    assert torch.linalg.svdvals(Q.T @ U[:, :4]).min() > 0.99
+
+
+def test_the_words_for_the_base_are_those_of_the_map():
+    explorer = at(init_explorer(model_of()), layer=PATH, rank=4)
+    words = {at(explorer, init=i, base=b)._base_words() for i in ("mica", "olora", "loftq") for b in ("fp32", "NF4")}
+    assert words == {"W", "W − s·BA", "W − s·B₀A₀"} | {
+        f"the NF4 codes of {what}" for what in ("W", "W − s·BA", "W − s·B₀A₀")
+    }
+
+
+def quantized(model: nn.Module) -> nn.Module:
+    return quantize_model_(model, [PATH], "nf4")
+
+
 WRONG = {
+    "quantized": (lambda m: init_explorer(quantized(m)), rf"{PATH} is quantized, 1 of 14 layers are: W is gone"),
+    "quantized, with data": (lambda m: init_explorer(quantized(m), batches()), rf"{PATH} is quantized"),
     "both": (lambda m: init_explorer(m, [], statistics={}), "both given"),
     "whose statistic": (lambda m: init_explorer(m, statistics={"pissa": {}}), "statistics for pissa"),
     "too few layers": (lambda m: init_explorer(m, statistics={"corda": {}}), "lacks 14 layers"),

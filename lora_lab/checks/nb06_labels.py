@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
+from lora_lab.batches import IGNORE
 
 from .describe import kind
 from .guard import Guard, Wrong
 from .harness import Cases, exercise
 
-IGNORE = -100
 Row = list[int]
 
 
@@ -24,6 +23,10 @@ def _labels(change: Callable[[Row, Row, int], Row]) -> Callable:
 
 
 MISTAKES = (
+    (
+        "takes an end token inside the answer for its end: only the last token says that the answer has ended",
+        lambda p, a, e: (p + a + [e] * (e not in a), [IGNORE] * len(p) + a + [e] * (e not in a)),
+    ),
     (
         "puts the end token into neither list: a model that never saw it in the labels never learns to stop",
         lambda p, a, e: (p + a, [IGNORE] * len(p) + a),
@@ -83,11 +86,9 @@ MISTAKES = (
 
 
 def _row(value: Any, name: str) -> Row:
-    if isinstance(value, torch.Tensor):
-        value = value.tolist()
-    if not isinstance(value, list | tuple) or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+    if not isinstance(value, list) or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
         raise Wrong(f"your mask_prompt should return {name} as a list of whole numbers, not {kind(value)}")
-    return list(value)
+    return value
 
 
 @exercise(
@@ -106,16 +107,17 @@ def _row(value: Any, name: str) -> Row:
 def mask_prompt(answer: Guard, cases: Cases) -> str:
     """(input_ids, labels) of one example."""
     tried = []
-    for closed in (False, True, False, True, False, True):
+    for closed, inside in zip((False, True) * 3, (False, False, True, True, True, True), strict=True):
         end = cases.integer(2, 9)
         prompt = [10 + i for i in cases.different(0, 60, cases.integer(3, 9))]
         prompt[1] = end  # a chat template ends the user's turn with the same token
         reply = [10 + i for i in cases.different(0, 60, cases.integer(2, 8))]
         reply.insert(1, prompt[0])
+        reply.insert(
+            1, end
+        )  # it may stand inside an answer as well: only the last token says that the answer has ended
         reply += [end] * closed
         got = answer(list(prompt), list(reply), end)
-        if isinstance(got, dict):
-            got = (got.get("input_ids"), got.get("labels"))
         if not isinstance(got, tuple | list) or len(got) != 2:
             raise Wrong(f"your mask_prompt should return two lists, input_ids and labels, not {kind(got)}")
         tried.append(((prompt, reply, end), (_row(got[0], "input_ids"), _row(got[1], "labels"))))

@@ -43,9 +43,15 @@ def _parts(cases: Cases) -> tuple[list[float], list[float], list[float], list[fl
     return rates, losses, norms, evals, every
 
 
+def _rise(rates: list[float]) -> list[float]:
+    return [1e-5 * (i + 1) for i in range(len(rates))]
+
+
 def _healthy(cases: Cases, variant: int) -> Log:
     """0: plain.  1: a constant rate.  2: a spike of the gradient.  3: the validation loss wavers at its end.
-    4: one gradient of exactly zero.  5: validation is far above training from the start.  6: never validated."""
+    4: one gradient of exactly zero.  5: validation is far above training from the start.  6: never validated.
+    7: a warm-up that ended, and a constant rate since.  8: validation ends 32 % above its lowest.  9: the last gradient
+    is exactly zero.  10: all gradients are small."""
     rates, losses, norms, evals, every = _parts(cases)
     if variant == 1:
         rates = [2e-4] * len(rates)
@@ -59,12 +65,21 @@ def _healthy(cases: Cases, variant: int) -> Log:
         evals = [2.5 * value for value in evals]
     elif variant == 6:
         evals = []
+    elif variant == 7:
+        rates = [max(rates) * min(1.0, (i + 1) / 3) for i in range(len(rates))]
+    elif variant == 8:
+        evals[-1] = 1.32 * min(evals[:-1])
+    elif variant == 9:
+        norms[-1] = 0.0
+    elif variant == 10:
+        norms = [norm * 1e-4 for norm in norms]
     return _log(cases, rates, losses, norms, evals, every)
 
 
 def _overflow(cases: Cases, variant: int) -> Log:
     """0: the loss is logged as 0.0 and the gradient as nan, as Trainer does by default.  1: one infinite gradient.
-    2: nan in the validation loss only.  3: nan everywhere from one step on.  4: nan from the first step on."""
+    2: nan in the validation loss only.  3: nan everywhere from one step on.  4: nan from the first step on.
+    5: nan, with a rate that rises to the end and a validation loss that doubled.  6: nan, with gradients of 0."""
     rates, losses, norms, evals, every = _parts(cases)
     at = len(losses) // 2
     if variant == 0:
@@ -74,6 +89,10 @@ def _overflow(cases: Cases, variant: int) -> Log:
         norms[at] = math.inf
     elif variant == 2:
         evals[-1] = math.nan
+    elif variant in (5, 6):
+        losses[-1] = math.nan
+        rates, evals = _rise(rates), [*evals[:-1], 2 * min(evals)]
+        norms = norms if variant == 5 else [0.0] * len(norms)
     else:
         at = 0 if variant == 4 else at
         losses[at:] = [math.nan] * (len(losses) - at)
@@ -82,18 +101,24 @@ def _overflow(cases: Cases, variant: int) -> Log:
 
 
 def _nothing(cases: Cases, variant: int) -> Log:
-    """0: the loss wavers, as batches differ.  1: under a constant rate."""
+    """0: the loss wavers, as batches differ.  1: under a constant rate.  2: under a rate that rises to the end.
+    3: the validation loss rose as well."""
     rates, losses, _, evals, every = _parts(cases)
     start = losses[0]
     losses = [start * cases.real(0.85, 1.1) for _ in losses]
     evals = [start] * len(evals)
-    return _log(cases, [1e-3] * len(rates) if variant else rates, losses, [0.0] * len(losses), evals, every)
+    if variant == 3:
+        evals[-1] = 1.6 * start
+    rates = (rates, [1e-3] * len(rates), _rise(rates), rates)[variant]
+    return _log(cases, rates, losses, [0.0] * len(losses), evals, every)
 
 
 def _rising(cases: Cases, variant: int) -> Log:
-    """0: it learns slowly.  1: it learns well all the same; the schedule is wrong nevertheless."""
+    """0: it learns slowly.  1: it learns well all the same; the schedule is wrong nevertheless.  2: it overfits."""
     rates, losses, norms, evals, every = _parts(cases)
-    rates = [1e-5 * (i + 1) for i in range(len(rates))]
+    rates = _rise(rates)
+    if variant == 2:
+        evals[-1] = 1.8 * min(evals)
     if not variant:
         start = losses[0]
         losses = [start * (1 - 0.2 * i / len(losses)) for i in range(len(losses))]
@@ -102,28 +127,37 @@ def _rising(cases: Cases, variant: int) -> Log:
 
 
 def _overfitting(cases: Cases, variant: int) -> Log:
-    """0, 1: the validation loss rises by more than half, and ends below its start.  2: above its start."""
+    """0, 1: the validation loss rises by more than half, and ends below its start.  2: above its start.
+    3: it rises by 36 %.  4: by half, of very little."""
     rates, losses, norms, evals, every = _parts(cases)
-    low, turn = evals[0] * 0.35, len(evals) // 2
-    top = (1.8, 2.2, 4.5)[variant]
+    low, count = evals[0] * (0.35 if variant < 4 else 0.02), len(evals)
+    turn = count // 2
+    top = (1.8, 2.2, 4.5, 1.36, 1.5)[variant]
     evals = [evals[0] + (low - evals[0]) * i / turn for i in range(turn)]
-    rest = len(_parts(cases)[3]) and (len(losses) // every - turn)
+    rest = count - turn
     evals += [low * (1 + (top - 1) * (i + 1) / rest) for i in range(rest)]
+    if variant in (3, 4):
+        evals[-1] = top * min(evals)
     losses = [value * math.exp(-3 * i / len(losses)) for i, value in enumerate(losses)]
     return _log(cases, rates, losses, norms, evals, every)
 
 
 MAKE: dict[str, tuple[Callable[[Cases, int], Log], int]] = {
-    HEALTHY: (_healthy, 7),
-    OVERFLOW: (_overflow, 5),
-    NOTHING: (_nothing, 2),
-    RISING: (_rising, 2),
-    OVERFITTING: (_overfitting, 3),
+    HEALTHY: (_healthy, 11),
+    OVERFLOW: (_overflow, 7),
+    NOTHING: (_nothing, 4),
+    RISING: (_rising, 3),
+    OVERFITTING: (_overfitting, 5),
 }
+FIRST = "ask in the order of the table"
 # What to look at when variant `v` of a word is taken for another word. None stands for any.
 LOOK: dict[tuple[str, int | None, str | None], str] = {
     (HEALTHY, 1, RISING): "its rate is constant: it does not rise at the end",
     (HEALTHY, None, RISING): "its rate rises at first, as every warm-up does; ask whether it still rises at the end",
+    (HEALTHY, 7, RISING): "its warm-up ended, and the rate has been constant since: compare the last two rates",
+    (HEALTHY, 8, OVERFITTING): "its validation loss ends 32 % above its lowest, and a third is 33.3 %",
+    (HEALTHY, 9, NOTHING): "only its last gradient norm is zero",
+    (HEALTHY, 10, NOTHING): "its gradient norms are small, and none is exactly 0",
     (HEALTHY, 2, OVERFLOW): "a large gradient norm is still a number; clipping takes care of it",
     (HEALTHY, 3, OVERFITTING): "its validation loss ends a few percent above its lowest: that is noise",
     (HEALTHY, 4, NOTHING): "a single gradient norm is zero, the others are not",
@@ -133,10 +167,17 @@ LOOK: dict[tuple[str, int | None, str | None], str] = {
     (OVERFLOW, 0, None): "its loss reads 0.0, and its grad_norm nan: Trainer filters nan out of the logged loss",
     (OVERFLOW, 1, None): "one of its gradient norms is infinite",
     (OVERFLOW, 2, None): "its last eval_loss is nan: look at all three numbers",
+    (OVERFLOW, 5, None): f"two rows fit it, and the first counts: {FIRST}",
+    (OVERFLOW, 6, None): f"two rows fit it, and the first counts: {FIRST}",
     (OVERFLOW, None, None): "it holds nan: ask for that first, with math.isfinite; every comparison with nan is False",
+    (NOTHING, 2, RISING): f"two rows fit it, and the first counts: {FIRST}",
+    (NOTHING, 3, OVERFITTING): f"two rows fit it, and the first counts: {FIRST}",
     (NOTHING, None, None): "each of its gradient norms is exactly 0: no parameter that trains is reached",
+    (RISING, 2, OVERFITTING): f"two rows fit it, and the first counts: {FIRST}",
     (RISING, 1, HEALTHY): "it learns, but its rate still rises at the last step: the warm-up is longer than the run",
     (RISING, None, None): "its learning rate still rises at the last step",
+    (OVERFITTING, 3, None): "its validation loss ends 36 % above its lowest, more than a third",
+    (OVERFITTING, 4, None): "its validation loss ends half above its lowest, of very little: take the ratio",
     (OVERFITTING, 2, None): "its validation loss ends far above its lowest value",
     (OVERFITTING, None, HEALTHY): "compare the last eval_loss with the lowest one, not with the first",
     (OVERFITTING, None, None): "its validation loss ends far above its lowest value",

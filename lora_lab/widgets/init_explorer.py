@@ -19,10 +19,12 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lora_lab import plots
+from lora_lab.base import is_quantized, oriented_weight, weight_shape
 from lora_lab.init.costs import Cost, setup_cost
+from lora_lab.init.prepare import STATISTICS
 from lora_lab.init.start import Start
-from lora_lab.init.statistics import input_components, input_covariances, mean_gradients
 from lora_lab.init.table import DATA_DRIVEN, INITS, NamedInit, named
+from lora_lab.plots.inits import BASES as BECOMES
 from lora_lab.plots.inits import OUTSIDE, directions, share_axes, shares
 from lora_lab.plots.style import COLOURS, GREY, WIDTH
 from lora_lab.quantize import quantize
@@ -36,7 +38,6 @@ RANKS, ALPHAS = (1, 2, 4, 8, 16, 32), (1, 2, 4, 8, 16, 32, 64, 128)
 BASES = {"fp32": None, "NF4": "nf4"}
 MOST = "loftq 5"  # LoftQ with more than its one iteration
 LOWEST = 1e-3  # end of the axis of singular values; what is smaller stands there
-STATISTICS = {"corda": "covariance", "eva": "components", "lora_ga": "gradient"}  # the argument that takes it
 
 
 class Numbers(NamedTuple):
@@ -76,19 +77,19 @@ def init_explorer(
     batches: on which the data-driven inits (CorDA, EVA, LoRA-GA) look at the model, some seconds for 256 examples.
     statistics: what they need, already gathered, in place of batches: {"corda": {layer: covariance}, "eva": {layer:
     components}, "lora_ga": {layer: gradient}}, some or all. With neither these inits are not offered.
-    Raises ValueError where there is no linear layer, both are given, or a statistic is of no init or of too few layers.
+    Raises ValueError where there is no linear layer or one is quantized (its W is gone), both are given, or a statistic
+    is of no init or of too few layers.
     """
     if batches is not None and statistics is not None:
         raise ValueError("batches and statistics are both given: one of them, please")
     layers = find_targets(model, "all-linear")
+    _refuse_quantized(layers)
     if batches is not None:
         rows, rank = list(batches), 8  # EVA gathers twice as many components, and more of them take long to settle
-        rank = min(rank, *(min(layer.weight.shape) for layer in layers.values()))
-        quiet = {"progress": False}
+        more = {"eva": {"rank": min(rank, *_sides(layers))}}
         statistics = {
-            "corda": input_covariances(model, "all-linear", rows, **quiet),
-            "eva": input_components(model, "all-linear", rows, rank, **quiet),
-            "lora_ga": mean_gradients(model, "all-linear", rows, **quiet),
+            name: collect(model, "all-linear", rows, progress=False, **more.get(name, {}))
+            for name, (collect, _) in STATISTICS.items()
         }
     return InitExplorer(layers, statistics or {})
 
@@ -102,9 +103,10 @@ class InitExplorer(Explorer):
         for name, found in statistics.items():
             if missing := [path for path in layers if path not in found]:
                 raise ValueError(f"the statistic of {name} lacks {len(missing)} layers, the first is {missing[0]}")
+        _refuse_quantized(layers)
         self._modules, self._statistics = dict(layers), statistics
         self._layers: dict[str, _Layer] = {}
-        smallest = min(min(layer.weight.shape) for layer in layers.values())
+        smallest = min(_sides(layers))
         ranks = [rank for rank in RANKS if rank <= smallest]
         self._groups = min(GROUPS, smallest)
         names = [name for name in INITS if name not in DATA_DRIVEN or name in statistics]
@@ -116,7 +118,7 @@ class InitExplorer(Explorer):
         self.rank = slider("rank r", ranks, ranks[min(3, len(ranks) - 1)], 300)
         self.alpha = slider("alpha", ALPHAS, 16, 300)
         with plots.style():
-            fig = self._figure(max(min(layer.weight.shape) for layer in layers.values()))
+            fig = self._figure(max(_sides(layers)))
         moving = [*self._bars["A"], *self._bars["B"], *self._chance.values(), *self._zero.values()]
         self._assemble(
             fig, [*moving, *self._values, self._title], [self.init, self.layer, self.base, self.rank, self.alpha]
@@ -160,12 +162,12 @@ class InitExplorer(Explorer):
         return INITS[self.init.value.partition(" ")[0]]
 
     def _base_words(self) -> str:
-        kept = {"kept": "W", "residual": "W − s·BA", "quantized": "W − s·B₀A₀"}[self._recipe.base]
-        return f"the NF4 codes of {kept}" if self.base.value == "NF4" else kept
+        what = BECOMES[self._recipe.base].partition(",")[0].removeprefix("codes of\n")
+        return f"the NF4 codes of {what}" if self.base.value == "NF4" else what
 
     def _layer(self, path: str) -> _Layer:
         if path not in self._layers:
-            weight = self._modules[path].weight.detach().float()
+            weight = oriented_weight(self._modules[path]).detach().float().contiguous()
             self._layers[path] = _Layer(weight, *(part.float() for part in directions(weight)))
         return self._layers[path]
 
@@ -173,7 +175,7 @@ class InitExplorer(Explorer):
         kind, _, option = self.init.value.partition(" ")
         options: dict[str, Any] = {}
         if kind in DATA_DRIVEN:
-            options[STATISTICS[kind]] = self._statistics[kind][path]
+            options[STATISTICS[kind][1]] = self._statistics[kind][path]
         if option:
             options |= {"method": option} if kind == "corda" else {"iterations": int(option)}
         init: Callable[..., Start] = NamedInit(kind, options) if options else named(kind)
@@ -273,6 +275,19 @@ class InitExplorer(Explorer):
         end = "cannot start here" if shown.refused else f"{_percent(shown.numbers.distance)} away from W at step 0"
         where = self.layer.value.removeprefix("model.")
         self._title.set_text(f"{self.init.value} on {where}, rank {self.rank.value}: {end}")
+
+
+def _sides(layers: Mapping[str, nn.Module]) -> list[int]:
+    """min(out, in) of each layer."""
+    return [min(weight_shape(layer)) for layer in layers.values()]
+
+
+def _refuse_quantized(layers: Mapping[str, nn.Module]) -> None:
+    if codes := [path for path, layer in layers.items() if is_quantized(layer)]:
+        raise ValueError(
+            f"{codes[0]} is quantized, {len(codes)} of {len(layers)} layers are: W is gone. Give the model as it was "
+            "before; the control 'base' shows it in NF4"
+        )
 
 
 def _order(name: str) -> float:

@@ -39,8 +39,15 @@ def labelled(change):
 LABELS = [
     right("6.2", "sum of lists", reference),
     right("6.2", "by place", by_place),
-    right("6.2", "tensors", by_tensor),
-    right("6.2", "columns", as_columns),
+    right("6.2", "in columns", lambda p, a, e: tuple(as_columns(p, a, e).values())),
+    wrong("6.2", "tensors", "as a list of whole numbers", by_tensor),
+    wrong("6.2", "columns", "should return two lists", as_columns),
+    wrong(
+        "6.2",
+        "end seen inside",
+        "inside the answer",
+        lambda p, a, e: (p + a + [e] * (e not in a), [-100] * len(p) + a + [e] * (e not in a)),
+    ),
     wrong("6.2", "no end", "never learns to stop", lambda p, a, e: (p + a, [-100] * len(p) + a)),
     wrong("6.2", "end masked", "masks the end token", labelled(lambda p, a, e: [-100] * len(p) + a[:-1] + [-100])),
     wrong("6.2", "two ends", "a second end token", lambda p, a, e: (p + a + [e], [-100] * len(p) + a + [e])),

@@ -105,7 +105,59 @@ def learning_is_enough(log, word):
     return HEALTHY if word == RISING and losses[-1] < losses[0] / 2 else word
 
 
+ROWS = {
+    OVERFLOW: lambda log: not finite(log, "loss", "grad_norm", "eval_loss"),
+    NOTHING: lambda log: not any(values(log, "grad_norm")),
+    RISING: lambda log: values(log, "learning_rate")[-1] > values(log, "learning_rate")[-2],
+    OVERFITTING: lambda log: bool(evals := values(log, "eval_loss")) and evals[-1] > 4 / 3 * min(evals),
+}
+
+
+def in_order(*words):
+    """The rows of the table asked in this order."""
+    return lambda log: next((word for word in words if ROWS[word](log)), HEALTHY)
+
+
+def warmed_at_all(log, word):
+    rates = values(log, "learning_rate")
+    return RISING if word in (HEALTHY, OVERFITTING) and rates[-1] > rates[0] else word
+
+
+def last_norm(log, word):
+    return NOTHING if word == HEALTHY and values(log, "grad_norm")[-1] == 0 else word
+
+
+def tiny_norms(log, word):
+    return NOTHING if word == HEALTHY and max(values(log, "grad_norm")) < 1e-3 else word
+
+
+def more_than(share):
+    def change(log, word):
+        evals = values(log, "eval_loss")
+        return word if word not in (HEALTHY, OVERFITTING) or not evals else judged(evals[-1] > share * min(evals))
+
+    return but(change)
+
+
+def judged(bad):
+    return OVERFITTING if bad else HEALTHY
+
+
+def a_third_of_a_nat(log, word):
+    evals = values(log, "eval_loss")
+    return word if word != OVERFITTING else judged(evals[-1] > min(evals) + 1 / 3)
+
+
 LOGS = [
+    wrong("6.6", "rising first", "in the order of the table", in_order(OVERFLOW, RISING, NOTHING, OVERFITTING)),
+    wrong("6.6", "overfitting before", "in the order of the table", in_order(OVERFLOW, NOTHING, OVERFITTING, RISING)),
+    wrong("6.6", "overflow after", "in the order of the table", in_order(NOTHING, RISING, OVERFLOW, OVERFITTING)),
+    wrong("6.6", "warmed at all", "has been constant since", but(warmed_at_all)),
+    wrong("6.6", "last norm", "only its last gradient norm", but(last_norm)),
+    wrong("6.6", "tiny norms", "none is exactly 0", but(tiny_norms)),
+    wrong("6.6", "1.3 times", "a third is 33.3", more_than(1.3)),
+    wrong("6.6", "1.5 times", "36 % above", more_than(1.49)),
+    wrong("6.6", "a third of a nat", "its validation loss ends", but(a_third_of_a_nat)),
     right("6.6", "lists", reference),
     right("6.6", "tensors", by_tensor),
     right("6.6", "one pass", in_one_pass),
