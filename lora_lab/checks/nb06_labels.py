@@ -113,9 +113,8 @@ def mask_prompt(answer: Guard, cases: Cases) -> str:
         prompt[1] = end  # a chat template ends the user's turn with the same token
         reply = [10 + i for i in cases.different(0, 60, cases.integer(2, 8))]
         reply.insert(1, prompt[0])
-        reply.insert(
-            1, end
-        )  # it may stand inside an answer as well: only the last token says that the answer has ended
+        if inside:  # only the last token says that the answer has ended
+            reply.insert(1, end)
         reply += [end] * closed
         got = answer(list(prompt), list(reply), end)
         if not isinstance(got, tuple | list) or len(got) != 2:
