@@ -32,7 +32,8 @@ def _alpha(got: float, rank: int, scale: float, rslora: bool) -> None:
     hints=(
         "PEFT knows no scale. It knows r, lora_alpha and use_rslora, and computes s from them (notebook 04).",
         "alpha = s·r, or s·√r with rsLoRA. Three more fields: target_modules, use_rslora and task_type.",
-        'LoraConfig(r=rank, lora_alpha=..., use_rslora=rslora, target_modules=targets, task_type="CAUSAL_LM")',
+        "Fill in the dots: LoraConfig(r=rank, lora_alpha=..., use_rslora=rslora, target_modules=targets, "
+        'task_type="CAUSAL_LM").',
     ),
 )
 def make_config(answer: Guard, cases: Cases) -> str:

@@ -100,8 +100,8 @@ def _row(value: Any, name: str) -> Row:
         "The model reads everything. The labels say which of the tokens it is marked on.",
         "Both lists are equally long. Labels are -100 for the prompt and the tokens themselves afterwards, the end "
         "token included. Add that token only if the answer has none.",
-        "after = answer_ids, plus [end_id] if it does not end so; return prompt_ids + after, [-100] * "
-        "len(prompt_ids) + after",
+        "after = answer_ids, plus [end_id] if its last token is another one. input_ids are prompt_ids + after, labels "
+        "are [-100] * len(prompt_ids) + after.",
     ),
 )
 def mask_prompt(answer: Guard, cases: Cases) -> str:

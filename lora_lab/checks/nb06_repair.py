@@ -61,8 +61,8 @@ def _compare(old: dict, got: dict) -> None:
         "Five names have changed, and every value keeps its meaning. Make a new dictionary.",
         "A dictionary from old to new name does it. Look at each setting: is its name one of the old five? And refuse "
         "settings that have both names of one thing.",
-        "return {NEW.get(name, name): value for name, value in settings.items()}, after a loop that raises ValueError "
-        "if old in settings and new in settings.",
+        "NEW maps old to new names: {NEW.get(name, name): value for name, value in settings.items()}, after a loop "
+        "that raises ValueError if old in settings and new in settings.",
     ),
 )
 def repair(answer: Guard, cases: Cases) -> str:

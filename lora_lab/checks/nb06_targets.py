@@ -113,8 +113,8 @@ def _judge(model: nn.Module, hits: set[str]) -> None:
         "Do not guess from names. Walk over named_modules() and ask for the type of each module.",
         "The blocks are in an nn.ModuleList; a layer is inside if its path begins with the list's path and a dot. "
         "Linear are nn.Linear and transformers' Conv1D. Whole paths are always safe targets.",
-        "root = path of the ModuleList; return [path for path, m in model.named_modules() if path.startswith(root + "
-        "'.') and isinstance(m, (nn.Linear, Conv1D))]",
+        "root: the path of the ModuleList. [path for path, m in model.named_modules() if path.startswith(root + '.') "
+        "and isinstance(m, (torch.nn.Linear, Conv1D))]. Conv1D stands in transformers.pytorch_utils.",
     ),
 )
 def pick_targets(answer: Guard, cases: Cases) -> str:
