@@ -11,7 +11,6 @@ from lora_lab.experiments import inits
 from lora_lab.experiments.inits import reading, runs, sweep_inits
 from lora_lab.inject import inject, lora_layers
 from lora_lab.merge import merged
-from lora_lab.paths import MEASUREMENTS
 from lora_lab.train import Diverged, mean_loss, train
 
 NAMES = [*sweep_inits.PLAIN, "loftq 5"]
@@ -145,7 +144,6 @@ def test_most_seeds_decide_when_a_target_was_reached():
     assert reading._median([None, None, 5]) is None
 
 
-@pytest.mark.skipif(not (MEASUREMENTS / inits.FILE).exists(), reason="not recorded")
 def test_the_record_holds_every_seed_and_the_rate_that_its_rule_chooses():
     record = inits.record()
     seeds = record["settings"]["seeds"]
@@ -161,18 +159,25 @@ def test_the_record_holds_every_seed_and_the_rate_that_its_rule_chooses():
             assert not min(map(float, row["validation"])) == row["lr"] == max(map(float, row["validation"]))
 
 
-def test_a_point_takes_the_recorded_rate_and_refuses_what_it_cannot_know(monkeypatch):
+def test_a_point_takes_the_recorded_rate_of_its_base_and_length_and_refuses_what_it_cannot_know(monkeypatch):
     asked = []
-    monkeypatch.setattr(inits, "record", lambda: {"plain": {"pissa": {"lr": 0.003}}, "nf4": {"loftq 5": {"lr": 0.02}}})
+    content = {"settings": {"longer_steps": 120}, "plain": {"pissa": {"lr": 0.003}}, "nf4": {"loftq 5": {"lr": 0.02}}}
+    monkeypatch.setattr(inits, "record", lambda: content | {"longer": {"pissa": {"lr": 0.001}}})
     monkeypatch.setattr(inits, "world", lambda: "world")
     monkeypatch.setattr(inits, "measure", lambda *args: asked.append(args))
     inits.point("pissa", 1, steps=20)
+    inits.point("pissa", steps=120)
     inits.point("loftq 5", quantize="nf4")
-    inits.point("xyz", lr=0.5)
+    inits.point("loftq 5", lr=0.5, quantize="int8")
     assert asked == [
         ("world", "pissa", 0.003, 1, 20, None),
+        ("world", "pissa", 0.001, 0, 120, None),
         ("world", "loftq 5", 0.02, 0, 60, "nf4"),
-        ("world", "xyz", 0.5, 0, 60, None),
+        ("world", "loftq 5", 0.5, 0, 60, "int8"),
     ]
-    with pytest.raises(ValueError, match="no rate is recorded for 'loftq 5'"):
+    asked.clear()
+    with pytest.raises(ValueError, match="no rate is recorded for 'loftq 5' after 60 steps: give lr, or one of pissa"):
         inits.point("loftq 5")
+    with pytest.raises(ValueError, match="for 'loftq 5' after 60 steps with int8 codes: give lr"):
+        inits.point("loftq 5", quantize="int8")
+    assert not asked

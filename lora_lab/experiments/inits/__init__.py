@@ -26,15 +26,25 @@ def point(
     """Train once from the init `name` and return the row (see `runs.results`).
 
     name: as in the record ("default", "pissa", "corda kpm", "loftq 5"). lr: None takes the rate that the record holds
-    for this init. quantize: None, "nf4" or "int8". On the machine that made the record, and with the same versions, the
-    row agrees with it to the digit (times apart).
+    for this init, kind of base and number of steps. quantize: None, "nf4" or "int8". On the machine that made the
+    record, and with the same versions, the row agrees with it to the digit (times apart).
 
     Raises ValueError for an unknown name, an init without a recorded rate where `lr` is None, or a loss that runs away.
     """
     if lr is None:
-        recorded = record()
-        known = recorded["nf4"] if quantize else recorded["plain"] | recorded.get("traps", {})
+        known = _recorded(record(), steps, quantize)
         if name not in known:
-            raise ValueError(f"no rate is recorded for {name!r}: give lr, or one of {', '.join(known)}")
+            base = f" with {quantize} codes" if quantize else ""
+            others = f", or one of {', '.join(known)}" if known else ""
+            raise ValueError(f"no rate is recorded for {name!r} after {steps} steps{base}: give lr{others}")
         lr = known[name]["lr"]
     return measure(world(), name, lr, seed, steps, quantize)
+
+
+def _recorded(content: dict, steps: int, quantize: str | None) -> dict:
+    """The part of the record that holds runs of this kind. Other numbers of steps take the rates of the short runs."""
+    if quantize:
+        return content["nf4"] if quantize == "nf4" else {}
+    if steps == content["settings"]["longer_steps"]:
+        return content["longer"]
+    return content["plain"] | content.get("traps", {})

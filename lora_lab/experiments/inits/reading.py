@@ -66,6 +66,6 @@ def table(part: Mapping[str, Mapping]) -> list[dict]:
 
 
 def _median(values: list[float | None]) -> float | None:
-    """The middle value, where None is more than any number."""
+    """The middle value (of an even number the upper one), where None is more than any number."""
     ordered = sorted(values, key=lambda value: (value is None, value or 0))
-    return ordered[(len(ordered) - 1) // 2] if len(ordered) % 2 else ordered[len(ordered) // 2]
+    return ordered[len(ordered) // 2]
