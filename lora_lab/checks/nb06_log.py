@@ -18,9 +18,7 @@ OVERFLOW, NOTHING, RISING, OVERFITTING, HEALTHY = WORDS = (
 Log = list[dict[str, float]]
 
 
-def _log(
-    cases: Cases, rates: list[float], losses: list[float], norms: list[float], evals: list[float], every: int
-) -> Log:
+def _log(rates: list[float], losses: list[float], norms: list[float], evals: list[float], every: int) -> Log:
     """Entries as Trainer writes them: training and evaluation apart, a summary without a loss at the end."""
     log: Log = []
     for i, (rate, loss, norm) in enumerate(zip(rates, losses, norms, strict=True), start=1):
@@ -73,7 +71,7 @@ def _healthy(cases: Cases, variant: int) -> Log:
         norms[-1] = 0.0
     elif variant == 10:
         norms = [norm * 1e-4 for norm in norms]
-    return _log(cases, rates, losses, norms, evals, every)
+    return _log(rates, losses, norms, evals, every)
 
 
 def _overflow(cases: Cases, variant: int) -> Log:
@@ -97,7 +95,7 @@ def _overflow(cases: Cases, variant: int) -> Log:
         at = 0 if variant == 4 else at
         losses[at:] = [math.nan] * (len(losses) - at)
         norms[at:] = [math.nan] * (len(norms) - at)
-    return _log(cases, rates, losses, norms, evals, every)
+    return _log(rates, losses, norms, evals, every)
 
 
 def _nothing(cases: Cases, variant: int) -> Log:
@@ -110,7 +108,7 @@ def _nothing(cases: Cases, variant: int) -> Log:
     if variant == 3:
         evals[-1] = 1.6 * start
     rates = (rates, [1e-3] * len(rates), _rise(rates), rates)[variant]
-    return _log(cases, rates, losses, [0.0] * len(losses), evals, every)
+    return _log(rates, losses, [0.0] * len(losses), evals, every)
 
 
 def _rising(cases: Cases, variant: int) -> Log:
@@ -123,7 +121,7 @@ def _rising(cases: Cases, variant: int) -> Log:
         start = losses[0]
         losses = [start * (1 - 0.2 * i / len(losses)) for i in range(len(losses))]
         evals = [start * (1 - 0.2 * i / len(evals)) for i in range(len(evals))]
-    return _log(cases, rates, losses, norms, evals, every)
+    return _log(rates, losses, norms, evals, every)
 
 
 def _overfitting(cases: Cases, variant: int) -> Log:
@@ -139,7 +137,7 @@ def _overfitting(cases: Cases, variant: int) -> Log:
     if variant in (3, 4):
         evals[-1] = top * min(evals)
     losses = [value * math.exp(-3 * i / len(losses)) for i, value in enumerate(losses)]
-    return _log(cases, rates, losses, norms, evals, every)
+    return _log(rates, losses, norms, evals, every)
 
 
 MAKE: dict[str, tuple[Callable[[Cases, int], Log], int]] = {

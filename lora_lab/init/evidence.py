@@ -56,16 +56,22 @@ def measured(case: Any, name: str) -> list[Reason]:
     return found
 
 
+def apart(mine: list[float], others: list[float]) -> int:
+    """-1 if every seed of `mine` lies below all of `others`, 1 if above, 0 where the two overlap."""
+    return -1 if max(mine) < min(others) else 1 if min(mine) > max(others) else 0
+
+
 def _beyond_the_spread(mine: dict, base: dict, key: str, what: str) -> list[Reason]:
     """A reason, if no seed of one side is among those of the other; less is better."""
     ours, theirs = mine[key], base[key]
-    if max(ours) >= min(theirs) and min(ours) <= max(theirs):
+    side = apart(ours, theirs)
+    if not side:
         return []
     at = ["", ""]
     if mine.get("lr") != base.get("lr"):  # each was trained at a rate that suited its loss on the task
         at = [f" (rate {runs['lr']:g})" for runs in (mine, base)]
     text = f"{what} {sum(ours) / len(ours):.3g}{at[0]}, with the default {sum(theirs) / len(theirs):.3g}{at[1]}"
-    return [Reason(text, 1 if max(ours) < min(theirs) else -1, "measured")]
+    return [Reason(text, -side, "measured")]
 
 
 def published(case: Any, name: str) -> list[Reason]:

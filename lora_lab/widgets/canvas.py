@@ -16,6 +16,7 @@ from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 
 from lora_lab import plots
@@ -96,3 +97,11 @@ def _palette() -> Image.Image:
     palette = Image.new("P", (1, 1))
     palette.putpalette((255 * colours).round().astype(np.uint8).tobytes())
     return palette
+
+
+def still(line: Line2D) -> Line2D:
+    """A copy of a moving line that stands still: for a legend, which an animated line would be missing from."""
+    copy = Line2D([], [])
+    copy.update_from(line)
+    copy.set_animated(False)
+    return copy

@@ -30,7 +30,7 @@ from lora_lab import plots
 from lora_lab.plots.output import CSS_PER_INCH, bundle
 from lora_lab.plots.style import COLOURS, LINES, WIDTH
 from lora_lab.practice.callbacks import GradientNorms, Samples
-from lora_lab.widgets.canvas import BlitCanvas
+from lora_lab.widgets.canvas import BlitCanvas, still
 
 PAUSE = 0.5  # seconds between two pictures
 SHOWN = 3  # answers in the picture: the first, one on the way, the last
@@ -195,7 +195,7 @@ class _Picture:
             ]
             for ax in (self.loss, self.gradient):
                 # From copies: the lines move, and a full draw leaves what moves out.
-                handles = [_still(line) for line in ax.lines]
+                handles = [still(line) for line in ax.lines]
                 names = [line.get_label() for line in ax.lines]
                 ax.legend(handles, names, loc="upper right", handlelength=1.8, borderaxespad=0.1)
             look = {"size": 8.5, "family": "DejaVu Sans Mono", "va": "top", "color": "black"}
@@ -250,15 +250,6 @@ def _grow(ax: Axes, values: Sequence[float]) -> bool:
         high *= 10
     ax.set_ylim(low, high)
     return (low, high) != was
-
-
-def _still(line: Any) -> Any:
-    from matplotlib.lines import Line2D
-
-    copy = Line2D([], [])
-    copy.update_from(line)
-    copy.set_animated(False)
-    return copy
 
 
 def _duration(seconds: float) -> str:

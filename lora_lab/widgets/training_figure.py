@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from lora_lab import plots
 from lora_lab.background import Settings, events
 from lora_lab.plots.style import LINES, MARKERS, WIDTH
+from lora_lab.widgets.canvas import still
 
 HEIGHT = 3.15  # inches
 PANELS = {"loss": (0.62, 2.75), "gradient": (4.02, 1.35), "norm": (6.02, 1.45)}  # left, width in inches
@@ -121,7 +122,7 @@ class RunFigure:
                 names = [*(run.label for run in pins), "the run in progress, or the last one"]
                 # Drawn from copies: the lines themselves move, and a full draw leaves them out.
                 self.figure.legend(
-                    [_still(handle) for handle in handles], names, loc="upper left", ncols=2, fontsize=8.5
+                    [still(handle) for handle in handles], names, loc="upper left", ncols=2, fontsize=8.5
                 )
 
     def show(self, live: Run | None, pins: Sequence[Run], pinned: bool = False) -> None:
@@ -146,13 +147,6 @@ def _set(pair: Sequence, run: Run | None) -> None:
     for line, values in zip(pair, (run.loss, run.norm) if run else ([], []), strict=True):
         line.set_data(range(1, len(values) + 1), values)
         line.set_markevery(max(1, len(values) // 6))
-
-
-def _still(line: Line2D) -> Line2D:
-    copy = Line2D([], [])
-    copy.update_from(line)
-    copy.set_animated(False)
-    return copy
 
 
 def train_now(settings: Settings, model, tokenizer) -> Run:

@@ -6,6 +6,8 @@
 import statistics
 from collections.abc import Mapping
 
+from lora_lab.init.evidence import apart
+
 ABSOLUTE = 0.5  # nats per token, fixed before the runs were made
 DEFAULT_S_LAST = "the default's last"
 
@@ -27,11 +29,6 @@ def seconds_to(cell: Mapping, target: float) -> list[float | None]:
     """The same in processor seconds of one core, the set-up of the init included."""
     seconds = zip(steps_to(cell, target), cell["seconds_per_step"], strict=True)
     return [None if steps is None else cell["setup_seconds"] + steps * each for steps, each in seconds]
-
-
-def apart(mine: list[float], others: list[float]) -> int:
-    """-1 if every seed of `mine` lies below all of `others`, 1 if above, 0 where the two overlap."""
-    return -1 if max(mine) < min(others) else 1 if min(mine) > max(others) else 0
 
 
 def table(part: Mapping[str, Mapping]) -> list[dict]:
